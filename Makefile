@@ -1,0 +1,30 @@
+# The two commands of the README. Both need nothing but Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+SERVE_PORT ?= 8000
+
+.PHONY: demo test check set-up clean
+
+demo: set-up
+	$(BIN)/python -m fewstep.demo --port $(SERVE_PORT)
+
+test: set-up check
+	$(BIN)/python -m pytest
+
+check: set-up
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+set-up: .venv/complete
+
+# torch first and on its own: an index that has a CPU build then is not asked for anything larger.
+.venv/complete: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[distill,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv demo runs

@@ -1,0 +1,37 @@
+"""Fixtures that several rooms share: tiny pipelines of the real classes with random weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from .tiny import new_pipeline
+
+# A shared machine can stall any example; CI repeats the same examples, other runs look for new ones.
+settings.register_profile("here", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name of a tiny architecture -> its pipeline folder, made when first asked for."""
+
+    @cache
+    def folder(name: str) -> Path:
+        made = tmp_path_factory.mktemp("teacher") / f"tiny-{name}"
+        new_pipeline(name).save_pretrained(made)
+        return made
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tiny: Callable[[str], Path]) -> Path:
+    """A SANA-family pipeline folder, smaller than the shipped one and untrained."""
+    return tiny("sana")
