@@ -1,0 +1,142 @@
+"""Student folders: a complete diffusers pipeline that stock diffusers samples, plus `generator.json`."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchLCMScheduler
+from torch import Tensor
+
+from .files import staging_folder, write_json
+from .pipeline import Pipeline, forget_paths, quiet
+from .recipe import Recipe
+from .spec import FILE_NAME, GeneratorSpec
+
+QUALITY_CARD = "quality.json"
+
+MODEL_CARD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+# {steps}-step student of {teacher}
+
+Distilled with Score identity Distillation (arXiv 2509.25127). Samples without guidance:
+
+```python
+from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained("this folder")
+image = pipe(
+    "a red circle on a white background",
+    sigmas={levels},  # of {steps} steps; other step counts are listed in generator.json
+    guidance_scale={guidance},
+    height={height},
+    width={width},{extra}
+).images[0]
+```
+"""
+
+
+def new_spec(teacher: Pipeline, recipe: Recipe) -> GeneratorSpec:
+    """The spec of a student of `teacher` made by `recipe`."""
+    return GeneratorSpec(
+        family=teacher.family.name,
+        levels=recipe.levels,
+        renoise=recipe.renoise,
+        time_scale=teacher.time_scale,
+        text=teacher.text,
+        guidance_embedding=recipe.guidance.student_embed if teacher.guidance_input else None,
+        latent_channels=teacher.latent_shape()[0],
+        downsampling=teacher.downsampling,
+        default_size=recipe.size or teacher.default_size,
+        teacher=teacher.name,
+        teacher_digest=teacher.digest(),
+        recipe_digest=recipe.digest,
+    )
+
+
+def save_student(
+    teacher: Pipeline,
+    weights: dict[str, Tensor],
+    spec: GeneratorSpec,
+    out: Path,
+    dtype: torch.dtype = torch.float16,
+    quality: dict[str, Any] | None = None,
+) -> None:
+    """Writes the student folder `out`: the teacher's pipeline with `weights` in its transformer.
+
+    The folder is written beside `out` and moved into place part by part, `generator.json` last: a
+    folder that has one is whole. What else lies in `out` (the run's logs) stays.
+    """
+    quiet()
+    with staging_folder(out) as staged:
+        _assembled(teacher, weights, spec, dtype).save_pretrained(staged)
+        forget_paths(staged)
+        (staged / "README.md").write_text(_card(teacher, spec))
+        if quality is not None:
+            write_json(staged / QUALITY_CARD, quality)
+        spec.save(staged)
+        _move_in(staged, out)
+
+
+def replace_student(source: Path, out: Path) -> None:
+    """Makes `out` the student that `source` is."""
+    with staging_folder(out) as staged:
+        shutil.copytree(source, staged, dirs_exist_ok=True)
+        _move_in(staged, out)
+
+
+def _assembled(teacher: Pipeline, weights: dict[str, Tensor], spec: GeneratorSpec, dtype: torch.dtype) -> Any:
+    """The teacher's pipeline with the student's transformer and scheduler."""
+    modules = copy.copy(teacher.modules)
+    transformer: Any = copy.deepcopy(teacher.transformer)
+    transformer.load_state_dict(weights)
+    if "timestep_scale" in transformer.config:  # of the scheduler's 1000 t
+        transformer.register_to_config(timestep_scale=spec.time_scale / 1000)
+    modules.register_modules(
+        transformer=transformer.to(dtype),
+        vae=_smaller_if_exact(modules.vae, dtype),
+        scheduler=FlowMatchLCMScheduler(shift=1.0),
+    )
+    return modules
+
+
+def _smaller_if_exact(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """A copy in `dtype` if no weight changes by it (the teacher stored that part so), else as it is."""
+    smaller = copy.deepcopy(module).to(dtype)
+    pairs = zip(module.parameters(), smaller.parameters(), strict=True)
+    return smaller if all(torch.equal(a, b.to(a.dtype)) for a, b in pairs) else module
+
+
+def _move_in(staged: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / FILE_NAME).unlink(missing_ok=True)
+    for part in sorted(staged.iterdir(), key=lambda path: path.name == FILE_NAME):
+        target = out / part.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        part.replace(target)
+
+
+def _card(teacher: Pipeline, spec: GeneratorSpec) -> str:
+    steps = max(spec.levels)
+    width, height = spec.default_size
+    last = spec.text[-1]
+    extra = {
+        "max_sequence_length": last.kept or last.max_length,
+        **teacher.family.stock_arguments(spec.text),
+    }
+    return MODEL_CARD.format(
+        steps=steps,
+        teacher=spec.teacher,
+        pipeline=teacher.family.pipeline,
+        levels=list(spec.levels[steps]),
+        guidance=1 if spec.guidance_embedding is None else spec.guidance_embedding,
+        height=height,
+        width=width,
+        extra="".join(f"\n    {name}={value!r}," for name, value in extra.items()),
+    )

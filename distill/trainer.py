@@ -1,0 +1,219 @@
+"""The training loop of Score identity Distillation (`sid.md` 2 and 6.1; arXiv 2509.25127, section 4).
+
+Three copies of one network: the frozen teacher, the fake score network and the generator. Each
+iteration updates the fake network and then the generator; both use the same random step index k.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from . import flow, sid
+from .errors import RunFailed
+from .families import Conditioning, repeat
+from .pictures import Images, to_images
+from .pipeline import Pipeline
+from .recipe import Recipe
+from .report import Iteration, Report
+from .run import Run
+from .sampler import Network, guided_network, rollout, seeded_noise
+from .spec import uniform_levels
+from .state import State, follow, new_state, set_rates
+
+FAKE, GENERATOR = 1, 2  # phases of an iteration, each with its own random stream
+SPREAD_LIMITS = (0.05, 20.0)  # of generated latents relative to the start; outside, pictures have collapsed
+PATIENCE = 3  # iterations in a row without one finite image
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The fresh random inputs of one part of a batch."""
+
+    conditioning: Conditioning
+    unconditional: Conditioning
+    noise: Callable[[int], Tensor]
+    eps: Tensor
+    t_B: Tensor
+
+
+@dataclass
+class Trainer:
+    """A distillation in progress.
+
+    Attributes:
+        recipe: What to do.
+        teacher: The frozen pipeline; its transformer is the starting point of both trained networks.
+        prompts: Texts to draw from.
+        run: Where events, pictures and checkpoints go, and what says when to stop.
+    """
+
+    recipe: Recipe
+    teacher: Pipeline
+    prompts: Sequence[str]
+    run: Run
+    state: State = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.state = new_state(self.recipe, self.teacher.transformer)
+        self.unconditional = self.teacher.unconditional()
+        self.levels = uniform_levels(self.recipe.steps)
+        self.shape = self.teacher.latent_shape(self.recipe.size)
+
+    @property
+    def student(self) -> nn.Module:
+        """The weights to be kept: the moving average if there is one, unless the recipe says `live`."""
+        live = self.recipe.keep == "live" or self.state.ema is None
+        return self.state.generator if live else self.state.ema  # type: ignore[return-value]
+
+    def train(self) -> None:
+        """Runs from the state's iteration to the recipe's last.
+
+        Raises:
+            RunFailed: nothing but NaN, or the pictures have collapsed; the best student is kept.
+            Interrupted: asked to stop; the state is saved.
+        """
+        with _attention(self.teacher.device):
+            self._train()
+
+    def _train(self) -> None:
+        state, recipe = self.state, self.recipe
+        while state.iteration < recipe.iterations:
+            began = time.perf_counter()
+            set_rates(state, recipe)
+            k = self.draw_step()
+
+            # Fake score network.
+            select(trained=state.fake, frozen=state.generator)
+            for update in range(recipe.fake_updates):
+                fake = self.accumulate(self.fake_part, k, FAKE + 2 * update)
+                fake_norm = self.step(state.fake, state.fake_optimizer)
+
+            # Generator.
+            select(trained=state.generator, frozen=state.fake)
+            generator = self.accumulate(self.generator_part, k, GENERATOR)
+            generator_norm = self.step(state.generator, state.generator_optimizer)
+
+            # Bookkeeping.
+            follow(state.ema, state.generator, recipe.ema)
+            state.iteration += 1
+            self.check(generator)
+            seconds = time.perf_counter() - began
+            self.run.after_iteration(self, Iteration(k, fake, generator, fake_norm, generator_norm, seconds))
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Images:
+        """Pictures of the student as it is now, uint8 [N, H, W, 3]."""
+        family = self.teacher.family
+        conditioning, embed = self.teacher.embed(prompts), self.recipe.guidance.student_embed
+        network = guided_network(self.student, family, self.teacher.time_scale, conditioning, embed=embed)
+        noise = seeded_noise(seeds, self.shape, self.teacher.device)
+        x0 = rollout(network, self.recipe.levels[steps], noise, self.recipe.renoise)
+        return to_images(self.teacher.decode(x0))
+
+    def draw_step(self) -> int:
+        """k ~ Uniform{1 ... N}; one for the whole batch and both updates."""
+        return int(torch.randint(1, self.recipe.steps + 1, (), generator=self.stream(0)))
+
+    def stream(self, phase: int, part: int = 0) -> torch.Generator:
+        """Random numbers that depend on the seed and the place in the run only, so a resumed run
+        draws what an uninterrupted one would have drawn."""
+        return torch.Generator().manual_seed(_seed(self.recipe.seed, self.state.iteration, phase, part))
+
+    def draw(self, phase: int, part: int) -> Draw:
+        """Prompts, noise and noise levels, drawn anew for each update."""
+        recipe, source = self.recipe, self.stream(phase, part)
+        count, device = recipe.batch // recipe.accumulation, self.teacher.device
+        index = torch.randint(len(self.prompts), (count,), generator=source).tolist()
+
+        def normal(_: int = 0) -> Tensor:
+            return torch.randn(count, *self.shape, generator=source).to(device)
+
+        law = recipe.noise_levels
+        t_B = flow.logit_normal(count, source, law.mean, law.std).to(device)
+        conditioning = self.teacher.embed([self.prompts[i] for i in index])
+        return Draw(conditioning, repeat(self.unconditional, count), normal, normal(), t_B)
+
+    def network(self, module: nn.Module, draw: Draw, scale: float = 1.0, embed: float = 1.0) -> Network:
+        """`module` under guidance: `scale` of two branches, `embed` for a network with a guidance input."""
+        family, time_scale = self.teacher.family, self.teacher.time_scale
+        both = (draw.conditioning, draw.unconditional)
+        return guided_network(module, family, time_scale, *both, scale, embed)
+
+    def generate(self, draw: Draw, k: int, grad: bool) -> Tensor:
+        """x_g: the clean estimate of step k, with gradient through that step only."""
+        network = self.network(self.state.generator, draw, embed=self.recipe.guidance.student_embed)
+        return rollout(network, self.levels, draw.noise, self.recipe.renoise, k, grad)
+
+    def fake_part(self, draw: Draw, k: int) -> tuple[sid.Loss, Tensor]:
+        x_g = self.generate(draw, k, grad=False)
+        kappa = self.recipe.guidance
+        fake = self.network(self.state.fake, draw, kappa.fake_train, kappa.fake_embed)
+        return sid.fake_loss(fake, x_g, draw.eps, draw.t_B).scaled(self.recipe.fake_scale), x_g
+
+    def generator_part(self, draw: Draw, k: int) -> tuple[sid.Loss, Tensor]:
+        recipe, kappa = self.recipe, self.recipe.guidance
+        x_g = self.generate(draw, k, grad=True)
+        teacher = self.network(self.teacher.transformer, draw, kappa.teacher, kappa.teacher_embed)
+        fake = self.network(self.state.fake, draw, kappa.fake_outer, kappa.fake_embed)
+        same = kappa.fake_inner == kappa.fake_outer
+        inner = None if same else self.network(self.state.fake, draw, kappa.fake_inner, kappa.fake_embed)
+        noised = (x_g, draw.eps, draw.t_B)
+        loss = sid.generator_loss(teacher, fake, *noised, recipe.alpha, recipe.weighting, inner)
+        return loss.scaled(recipe.generator_scale), x_g.detach()
+
+    def accumulate(self, part: Callable[[Draw, int], tuple[sid.Loss, Tensor]], k: int, phase: int) -> Report:
+        """Back-propagates a batch in the recipe's number of parts."""
+        report = Report()
+        for number in range(self.recipe.accumulation):
+            with self.precision():
+                loss, x_g = part(self.draw(phase, number), k)
+            (loss.total / self.recipe.accumulation).backward()
+            report.add(loss, x_g)
+        return report
+
+    def precision(self) -> Any:
+        bfloat16 = self.recipe.precision == "bfloat16"
+        return torch.autocast(self.teacher.device.type, torch.bfloat16, enabled=bfloat16)
+
+    def step(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        norm = sid.clean_gradients(list(module.parameters()))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def check(self, generated: Report) -> None:
+        """Stops a run that has nothing left to learn from."""
+        state = self.state
+        state.lost = state.lost + 1 if generated.dropped == self.recipe.batch else 0
+        if state.lost >= PATIENCE:
+            raise RunFailed(f"iteration {state.iteration}: the loss has been NaN for {PATIENCE} iterations")
+        state.spread_at_start = state.spread_at_start or generated.spread
+        low, high = SPREAD_LIMITS
+        if state.lost == 0 and not low < generated.spread / state.spread_at_start < high:
+            raise RunFailed(
+                f"iteration {state.iteration}: pictures have collapsed (spread of latents "
+                f"{generated.spread:.3g}, at the start {state.spread_at_start:.3g}); lower the learning rate"
+            )
+
+
+def _seed(*place: int) -> int:
+    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
+
+
+def select(trained: nn.Module, frozen: nn.Module) -> None:
+    trained.requires_grad_(True)
+    frozen.requires_grad_(False)
+
+
+def _attention(device: torch.device) -> AbstractContextManager[Any]:
+    """On CPU the fused attention's backward is several times slower at small sizes."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
