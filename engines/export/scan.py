@@ -1,0 +1,90 @@
+"""Rules that a graph must keep before it may be shipped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+from ..errors import EngineError
+
+MOVES = {"Cast", "Expand", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+SUMS = {"Einsum", "MatMul", "ReduceSum"}
+
+
+def scan(name: str, model: ModelProto) -> None:
+    """Refuses graphs that would fail or lie in one of the runtimes.
+
+    Raises:
+        EngineError: double precision, a sequence operation, an axis without a name, a NaN among the
+            constants, or a division by a sum that nothing keeps from being zero.
+    """
+    for finding in findings(model):
+        raise EngineError(f"graph {name}: {finding}; this architecture needs a change in engines/export")
+
+
+def findings(model: ModelProto) -> Iterator[str]:
+    yield from _doubles(model)
+    yield from _sequences(model)
+    yield from _unnamed_axes(model)
+    yield from _non_finite(model)
+    yield from _bare_divisions(model)
+
+
+def _doubles(model: ModelProto) -> Iterator[str]:
+    graph = model.graph
+    for entry in (*graph.input, *graph.output, *graph.value_info):
+        if entry.type.tensor_type.elem_type == TensorProto.DOUBLE:
+            yield f"{entry.name} is float64"
+    for label, tensor in _constants(model):
+        if tensor.data_type == TensorProto.DOUBLE:
+            yield f"constant {label} is float64"
+    for node in graph.node:
+        if any(a.name == "to" and a.i == TensorProto.DOUBLE for a in node.attribute):
+            yield f"node {node.name} casts to float64"
+
+
+def _sequences(model: ModelProto) -> Iterator[str]:
+    for node in model.graph.node:
+        if "Sequence" in node.op_type:
+            yield f"node {node.name} is a {node.op_type}, which TensorRT does not parse"
+
+
+def _unnamed_axes(model: ModelProto) -> Iterator[str]:
+    for entry in (*model.graph.input, *model.graph.output):
+        for axis, dim in enumerate(entry.type.tensor_type.shape.dim):
+            unnamed = not dim.dim_param and not dim.dim_value
+            if unnamed or re.search(r"\b[su]\d+\b|unk", dim.dim_param):
+                yield f"axis {axis} of {entry.name} has no name ({dim.dim_param or 'unknown'})"
+
+
+def _non_finite(model: ModelProto) -> Iterator[str]:
+    for label, tensor in _constants(model):
+        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            values = numpy_helper.to_array(tensor)
+            if np.isnan(values).any() or np.isposinf(values).any():  # masks may hold minus infinity
+                yield f"constant {label} is not finite"
+
+
+def _bare_divisions(model: ModelProto) -> Iterator[str]:
+    """The exporter's optimiser drops small guards: see `attention.py`."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type not in ("Div", "Reciprocal"):
+            continue
+        maker: NodeProto | None = makers.get(node.input[-1])
+        while maker is not None and maker.op_type in MOVES:
+            maker = makers.get(maker.input[0])
+        if maker is not None and maker.op_type in SUMS:
+            yield f"node {node.name} divides by a bare {maker.op_type}, which may be zero"
+
+
+def _constants(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
+    for tensor in model.graph.initializer:
+        yield tensor.name, tensor
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield node.name, attribute.t

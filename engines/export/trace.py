@@ -1,0 +1,151 @@
+"""One part -> one ONNX file: traced, tidied, scanned, with half-precision weights where that is exact."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from ..bundle import Graph, Tensor
+from .graphs import Part
+from .scan import scan
+
+OPSET = 20
+SMALL = 1024
+"""Tensors with fewer elements are stored as they are."""
+PROTOBUF_LIMIT = 2**31 - 2**20
+"""Larger graphs keep their weights in a file beside them."""
+
+
+def export_part(part: Part, folder: Path) -> Graph:
+    """Writes `part` to `folder` as `<name>.onnx`, with `<name>.onnx.data` if it is over 2 GB.
+
+    Raises:
+        EngineError: the graph breaks a rule of `scan`.
+    """
+    model = trace(part)
+    scan(part.name, model)
+    del model.graph.value_info[:]
+    store_in_half(model)
+    file = folder / f"{part.name}.onnx"
+    save(model, file)
+    return Graph(file=file.name, inputs=_tensors(model.graph.input), outputs=_tensors(model.graph.output))
+
+
+def trace(part: Part) -> ModelProto:
+    """The graph of `part`, its axes named and free of the tracer's notes."""
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            part.module.eval(),
+            tuple(part.inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(part.inputs),
+            output_names=list(part.outputs),
+            dynamic_shapes=_dynamic_shapes(part),
+            verbose=False,
+        )
+    assert program is not None
+    model: ModelProto = program.model_proto
+    _name_axes(model, part)
+    _strip(model)
+    return model
+
+
+def store_in_half(model: ModelProto) -> None:
+    """Stores float32 weights as float16 with a cast behind, where not one value changes.
+
+    Students keep their weights in half precision, so this halves the file; runtimes fold the casts
+    when they load it.
+    """
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < SMALL:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if np.array_equal(half.astype(np.float32), values):
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+            casts.append(
+                helper.make_node("Cast", [tensor.name], [name], f"{name}.widen", to=TensorProto.FLOAT)
+            )
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _dynamic_shapes(part: Part) -> tuple[Any, ...]:
+    """As `torch.export` wants them: one entry per parameter, the variadic one a tuple."""
+    dynamic = torch.export.Dim.DYNAMIC
+    each = [dict.fromkeys(part.axes[name], dynamic) for name in part.inputs]
+    parameters = inspect.signature(part.module.forward).parameters.values()
+    named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
+    return (*each[:named], tuple(each[named:])) if named < len(parameters) else tuple(each)
+
+
+def _name_axes(model: ModelProto, part: Part) -> None:
+    """Gives the tracer's symbols (`s48`) the names of the axes they stand for."""
+    names = {
+        entry.type.tensor_type.shape.dim[axis].dim_param: name
+        for entry in model.graph.input
+        for axis, name in part.axes[entry.name].items()
+    }
+    for entry in (*model.graph.input, *model.graph.output):
+        for dim in entry.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dim.dim_param)
+
+
+def _strip(model: ModelProto) -> None:
+    """Stack traces of the tracer: as large as a small model, and they name paths of this machine."""
+    del model.metadata_props[:]
+    graph = model.graph
+    for entry in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del entry.metadata_props[:]
+        entry.doc_string = ""
+
+
+def save(model: ModelProto, file: Path) -> None:
+    if model.ByteSize() < PROTOBUF_LIMIT:
+        file.write_bytes(model.SerializeToString(deterministic=True))
+    else:
+        onnx.save_model(
+            model, file, save_as_external_data=True, location=f"{file.name}.data", size_threshold=SMALL
+        )
+
+
+def _tensors(entries: Any) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(
+            name=entry.name,
+            dtype=helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type).name,
+            shape=tuple(dim.dim_param or dim.dim_value for dim in entry.type.tensor_type.shape.dim),
+        )
+        for entry in entries
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides the tracer's remarks about its own future and about packages that are not needed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

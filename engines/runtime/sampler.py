@@ -1,0 +1,146 @@
+"""The few-step sampler over NumPy arrays.
+
+At level t the network sees x = (1 - t) D + t e and gives v; D = x - t v is the next estimate of the
+clean latents, and the last one is decoded. Levels fall from 1, where D does not matter.
+
+Noise is a function of (seed, step) alone, so a picture depends on neither its neighbours in the
+batch nor the order in which steps of different requests are run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..bundle import SamplerSpec, Size
+from ..errors import EngineError
+from .base import Floats, Images, Networks, Runtime
+
+MAX_SEED = 2**63 - 1
+Shape = tuple[int, ...]
+
+
+def noise(seed: int, step: int, shape: Shape) -> Floats:
+    """Standard normal noise of step `step` of the image with `seed`.
+
+    Raises:
+        EngineError: the seed is outside 0 ... 2^63 - 1.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise EngineError(f"seed {seed}: expected 0 ... {MAX_SEED}")
+    stream = np.random.Philox(key=np.array([seed, step], np.uint64))
+    return np.random.Generator(stream).standard_normal(shape, np.float32)
+
+
+def step_levels(spec: SamplerSpec, steps: int) -> tuple[float, ...]:
+    """Noise levels of a supported step count, falling from 1.
+
+    Raises:
+        EngineError: the student was not made for `steps`; the message lists what it was made for.
+    """
+    if steps not in spec.levels:
+        supported = ", ".join(str(count) for count in sorted(spec.levels))
+        raise EngineError(f"{steps} steps: this model supports {supported}")
+    return spec.levels[steps]
+
+
+def noisy_input(
+    spec: SamplerSpec,
+    steps: int,
+    index: int,
+    seed: int,
+    x_prev: Floats | None,
+    D_prev: Floats | None,
+    shape: Shape,
+) -> Floats:
+    """What the network sees at step `index` (from 0) of `steps`, for one image.
+
+    Args:
+        spec: The sampler's settings.
+        steps: A supported step count.
+        index: Which step.
+        seed: Of this image.
+        x_prev: The network's input at the step before [C, H, W]; None at step 0.
+        D_prev: The clean estimate of the step before [C, H, W]; None at step 0.
+        shape: (C, H, W).
+    """
+    levels = step_levels(spec, steps)
+    if x_prev is None or D_prev is None:
+        return noise(seed, 0, shape)
+    t = levels[index]
+    return (1 - t) * D_prev + t * renoise(spec, seed, index, x_prev, D_prev, levels[index - 1])
+
+
+def renoise(
+    spec: SamplerSpec, seed: int, index: int, x_prev: Floats, D_prev: Floats, t_prev: float
+) -> Floats:
+    """The noise of a later step: new, the first one again, or the one that `x_prev` implies."""
+    if spec.renoise == "ddim":
+        e = x_prev - (1 - t_prev) * D_prev
+        e /= t_prev
+        return e
+    return noise(seed, 0 if spec.renoise == "fixed" else index, x_prev.shape)
+
+
+def clean_estimate(x_BCHW: Floats, t_B: Floats, v_BCHW: Floats) -> Floats:
+    """D = x - t v, with one level per image."""
+    return x_BCHW - t_B[:, None, None, None] * v_BCHW
+
+
+def sample(
+    networks: Networks,
+    spec: SamplerSpec,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    size: Size,
+) -> Floats:
+    """Clean latents [B, C, H, W] of one batch."""
+    shape = spec.latent_shape(size)
+    conditioning = networks.encode(prompts)
+    x: Sequence[Floats | None] = [None] * len(seeds)
+    D: Sequence[Floats | None] = x
+    for index, level in enumerate(step_levels(spec, steps)):
+        images = zip(seeds, x, D)
+        x_BCHW = np.stack(
+            [noisy_input(spec, steps, index, seed, x_i, D_i, shape) for seed, x_i, D_i in images]
+        )
+        t_B = np.full(len(seeds), level, np.float32)
+        D_BCHW = clean_estimate(x_BCHW, t_B, networks.velocity(x_BCHW, t_B, conditioning))
+        x, D = list(x_BCHW), list(D_BCHW)
+    return D_BCHW
+
+
+def generate(
+    runtime: Runtime, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None = None
+) -> Images:
+    """Pictures, uint8 [B, H, W, 3], one for each prompt and seed.
+
+    Raises:
+        EngineError: unsupported step count or size, a bad seed, or lists of different lengths.
+    """
+    manifest, spec = runtime.bundle.manifest, runtime.bundle.spec
+    size = check_size(manifest.sizes, size or spec.default_size)
+    step_levels(spec, steps)
+    if not prompts or len(prompts) != len(seeds):
+        raise EngineError(
+            f"{len(prompts)} prompts and {len(seeds)} seeds: expected as many of each, at least one"
+        )
+    limit = max(manifest.batch_sizes)
+    batches = [slice(start, start + limit) for start in range(0, len(prompts), limit)]
+    return np.concatenate(
+        [runtime.decode(sample(runtime, spec, prompts[part], seeds[part], steps, size)) for part in batches]
+    )
+
+
+def check_size(sizes: Sequence[Size], size: Size) -> Size:
+    """`size` if the bundle was checked at it.
+
+    Raises:
+        EngineError: it was not; the message lists the sizes.
+    """
+    if tuple(size) not in [tuple(known) for known in sizes]:
+        listed = ", ".join(f"{width}x{height}" for width, height in sizes)
+        raise EngineError(f"size {size[0]}x{size[1]}: this bundle has {listed}")
+    return size

@@ -1,0 +1,75 @@
+"""Students of the other architectures become bundles like SANA's, with nothing said about them here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.transformers.transformer_flux import FluxPosEmbed
+
+from distill.pipeline import load_pipeline
+from distill.recipe import Recipe
+from distill.sampler import sample_student
+from distill.student import new_spec, save_student
+from engines.bundle import PARTS
+from engines.errors import EngineError
+from engines.export import export_student
+from engines.export.attention import exportable
+from engines.export.student import load_student
+from engines.runtime import generate
+from engines.runtime.onnx import OnnxRuntime, to_images
+
+Tiny = Callable[[str], Path]
+
+INPUTS = {
+    "sd3.5": ("latents", "timestep", "prompt_embeds", "pooled_projections"),
+    "flux": ("latents", "timestep", "prompt_embeds", "pooled_projections"),
+    "sana": ("latents", "timestep", "prompt_embeds", "prompt_attention_mask"),
+}
+PROMPTS = ["a red circle, on a white background", ""]
+
+
+def student_of(tiny: Tiny, name: str, out: Path) -> Path:
+    text = {"instruction": "Say what it is:\nPrompt: ", "length": 12} if name == "sana" else {}
+    recipe = Recipe.model_validate({"teacher": "t", "text": text, "guidance": {"student_embed": 2.0}})
+    teacher = load_pipeline(str(tiny(name)), text=recipe.text)
+    save_student(teacher, teacher.transformer.state_dict(), new_spec(teacher, recipe), out)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INPUTS)
+def test_a_bundle_draws_the_students_pictures(tiny: Tiny, tmp_path: Path, name: str) -> None:
+    """The guidance of a FLUX student and the instruction of a SANA one are inside the graphs."""
+    folder = student_of(tiny, name, tmp_path / "student")
+    bundle = export_student(folder, tmp_path / "bundle", batch_sizes=(2,), say=lambda line: None)
+    assert bundle.manifest.certificate.failures() == []
+    assert set(bundle.manifest.graphs) == set(PARTS)
+    assert tuple(one.name for one in bundle.manifest.graphs["denoiser"].inputs) == INPUTS[name]
+    student = load_pipeline(str(folder))
+    expected = to_images(sample_student(student, PROMPTS, [3, 4], 4).numpy())
+    found = generate(OnnxRuntime(bundle, threads=1), PROMPTS, [3, 4], 4)
+    assert np.abs(expected.astype(int) - found).max() <= 1
+
+
+def test_sizes_are_multiples_of_what_a_token_covers(tiny: Tiny, tmp_path: Path) -> None:
+    student = load_student(student_of(tiny, "flux", tmp_path / "s"))
+    assert student.check_sizes(((96, 64),)) == ((96, 64),)
+    with pytest.raises(EngineError, match="size 72x64: width and height have to be multiples of 16"):
+        student.check_sizes(((72, 64),))
+
+
+def test_a_student_without_t5_is_loaded(tiny: Tiny, tmp_path: Path) -> None:
+    student = load_student(student_of(tiny, "sd3-without-t5", tmp_path / "s"))
+    assert len(student.family.encoders(student.pipeline)) == len(student.spec.text) == 2
+
+
+def test_rotary_angles_are_those_of_the_stock_module() -> None:
+    stock = FluxPosEmbed(theta=10000, axes_dim=[16, 56, 56])
+    ids = torch.tensor([[0, row, column] for row in (0, 1, 63) for column in (0, 5, 127)])
+    for found, expected in zip(exportable(stock)(ids), stock(ids), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert found.dtype == torch.float32
