@@ -1,0 +1,57 @@
+"""The application: routes, the models behind them, and what surrounds every request."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from engines.runtime.base import Runtime
+
+from .context import Service
+from .errors import ServiceError, to_response
+from .metrics import Metrics, package_version
+from .middleware import RequestEnvelope
+from .models import Models
+from .pictures import FileStore
+from .routes import images, models, operations
+from .settings import Settings
+
+
+def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None) -> FastAPI:
+    """The server as an ASGI application; its models load while it starts to answer.
+
+    Args:
+        settings: All of them.
+        runtimes: Models to serve instead of loading `settings.models`.
+    """
+    metrics = Metrics()
+    service = Service(
+        settings, metrics, Models(settings, metrics, runtimes), FileStore(settings.data_dir / "pictures")
+    )
+    app = FastAPI(
+        title="fewstep", version=package_version(), lifespan=_lifespan, docs_url=None, redoc_url=None
+    )
+    app.state.service = service
+    app.add_middleware(RequestEnvelope, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    for kind in (ServiceError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer)
+    for routes in (images, models, operations):
+        app.include_router(routes.router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    service.models.start()
+    yield
+    await service.models.drain(0)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    return to_response(error)

@@ -1,0 +1,28 @@
+"""What every route of one application shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from .metrics import Metrics
+from .models import Models
+from .pictures import FileStore
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Service:
+    settings: Settings
+    metrics: Metrics
+    models: Models
+    files: FileStore
+
+
+def service_of(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+InService = Annotated[Service, Depends(service_of)]

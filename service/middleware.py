@@ -1,0 +1,116 @@
+"""Around every request: an id, a size limit, a log line, a count, and an answer whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import ServiceError, to_response
+from .metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+QUIET = ("/health", "/metrics")
+"""Polled paths: logged at debug level only."""
+
+
+class RequestEnvelope:
+    """ASGI middleware; routes find `request_id`, `started` and `model` in `request.state`."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+        self._app, self._metrics, self._max_body_bytes = app, metrics, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        state |= {"request_id": f"req_{uuid.uuid4().hex}", "started": time.perf_counter(), "model": ""}
+        response = _Response(send, state["request_id"])
+        try:
+            await self._app(scope, await _whole_body(scope, receive, self._max_body_bytes), response.send)
+        except _ClientGoneError:
+            log.debug("id=%s the client left before its request was complete", state["request_id"])
+        except Exception as error:
+            if not isinstance(error, ServiceError):
+                log.exception("id=%s failed", state["request_id"])
+            if response.status is not None:
+                raise
+            await to_response(error)(scope, receive, response.send)
+        finally:
+            self._account(scope, response.status)
+
+    def _account(self, scope: Scope, status: int | None) -> None:
+        state: dict[str, Any] = scope["state"]
+        route = getattr(scope.get("route"), "path_format", "unmatched")
+        if scope["path"].startswith("/v1/"):
+            self._metrics.requests.labels(state["model"], route, outcome(status)).inc()
+        log.log(
+            logging.DEBUG if scope["path"].startswith(QUIET) else logging.INFO,
+            "id=%s method=%s route=%s status=%s model=%s ms=%.1f",
+            state["request_id"],
+            scope["method"],
+            route,
+            status,
+            state["model"] or "-",
+            1000 * (time.perf_counter() - state["started"]),
+        )
+
+
+class _Response:
+    """Passes a response on, with the request's id, and remembers its status."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self._request_id = send, request_id
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = self._request_id
+        await self._send(message)
+
+
+class _ClientGoneError(Exception):
+    """The connection ended before the body did."""
+
+
+async def _whole_body(scope: Scope, receive: Receive, limit: int) -> Receive:
+    """Reads the body, at most `limit` bytes of it, and returns a `receive` that yields it again."""
+    declared = Headers(scope=scope).get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientGoneError
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        more = message.get("more_body", False)
+    replay: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+    async def receive_again() -> Message:
+        return replay.pop() if replay else await receive()
+
+    return receive_again
+
+
+def _too_large(limit: int) -> ServiceError:
+    message = f"The body is larger than {limit} bytes."
+    return ServiceError(message, status=413, code="body_too_large", headers={"Connection": "close"})
+
+
+def outcome(status: int | None) -> str:
+    """The label of `fewstep_requests_total`; no status means that the client left."""
+    if status is None:
+        return "cancelled"
+    named = {429: "rejected", 503: "rejected", 504: "expired"}
+    return named.get(status) or ("ok" if status < 400 else "invalid" if status < 500 else "error")

@@ -1,0 +1,51 @@
+"""What operators and their tools ask for: health, metrics, and the pages for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, Response
+from prometheus_client.exposition import choose_encoder
+
+from ..context import InService
+from ..schemas import Health
+
+router = APIRouter(tags=["operations"])
+
+STATIC = Path(__file__).parent.parent / "static"
+
+
+@router.get("/health/live")
+async def live() -> Health:
+    """The process is up."""
+    return Health(status="live")
+
+
+@router.get("/health/ready", responses={503: {"model": Health}})
+async def ready(response: Response, service: InService) -> Health:
+    """Every model has been loaded and has produced pictures, and the server is not shutting down."""
+    models = service.models
+    response.status_code = 200 if models.status == "ready" else 503
+    names = {name: "ready" if name in models.generators else "loading" for name in models.names}
+    return Health.model_validate({"status": models.status, "models": names})
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request, service: InService) -> Response:
+    """Prometheus text, or OpenMetrics when the client prefers it."""
+    try:
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    except (TypeError, ValueError):  # a version that is none
+        encode, media_type = choose_encoder("")
+    return Response(encode(service.metrics.registry), headers={"Content-Type": media_type})
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> FileResponse:
+    return FileResponse(STATIC / "index.html")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> FileResponse:
+    return FileResponse(STATIC / "docs.html")

@@ -1,0 +1,167 @@
+"""Requests and responses on the wire, as the OpenAI client sends and reads them."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from engines.runtime.sampler import MAX_SEED
+
+from .pictures import Format
+
+Quality = Literal["low", "medium", "high"]
+MAX_IMAGES = 10
+MAX_DEADLINE_MS = 24 * 60 * 60 * 1000
+
+
+def _printable(prompt: str) -> str:
+    if not prompt.strip():
+        raise PydanticCustomError("invalid_value", "a prompt needs at least one visible character")
+    for position, character in enumerate(prompt):
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
+            message = f"unusable character U+{ord(character):04X} at position {position}"
+            raise PydanticCustomError("invalid_value", message)
+    return prompt
+
+
+def _opaque(background: str | None) -> str | None:
+    if background == "transparent":
+        message = "transparent pictures are not supported; use opaque or auto"
+        raise PydanticCustomError("unsupported_value", message)
+    return background
+
+
+def _not_streamed(value: Any) -> Any:
+    if value:
+        raise PydanticCustomError("unsupported_value", "streaming is not supported; leave it out")
+    return value
+
+
+class ImagesRequest(BaseModel):
+    """`POST /v1/images/generations`; null means the default, as at OpenAI."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    prompt: Annotated[str, AfterValidator(_printable)] = Field(description="What to draw")
+    model: str | None = Field(None, description="A model of GET /v1/models; by default the first one")
+    n: int | None = Field(None, ge=1, le=MAX_IMAGES, description="How many pictures, 1 by default")
+    size: str | None = Field(
+        None, description="WxH among the model's sizes, or auto", examples=["auto", "64x64"]
+    )
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
+        None, description="low, medium, high are 1, 2, 4 steps; standard is medium, hd and auto are high"
+    )
+    output_format: Format | None = Field(None, description="png by default")
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of a jpeg or webp file, 100 by default"
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json by default")
+    background: Annotated[Literal["auto", "opaque", "transparent"] | None, AfterValidator(_opaque)] = None
+    stream: Annotated[bool | None, AfterValidator(_not_streamed)] = None
+    partial_images: Annotated[int | None, Field(ge=0, le=3), AfterValidator(_not_streamed)] = None
+    moderation: Literal["auto", "low"] | None = Field(None, description="Accepted, without effect")
+    style: Literal["vivid", "natural"] | None = Field(None, description="Accepted, without effect")
+    user: str | None = Field(None, description="Accepted, without effect")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="Of the first picture; the next have seed+1, ...; random by default",
+    )
+    num_inference_steps: int | None = Field(
+        None, ge=1, description="A step count of the model; overrides quality"
+    )
+    deadline_ms: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_DEADLINE_MS,
+        description="Answer within this time, with an error if it cannot be done",
+    )
+
+
+class ImageObject(BaseModel):
+    b64_json: str | None = None
+    url: str | None = None
+    revised_prompt: None = None
+    seed: int
+
+
+class InputTokens(BaseModel):
+    text_tokens: int
+    image_tokens: int = 0
+
+
+class OutputTokens(BaseModel):
+    text_tokens: int = 0
+    image_tokens: int
+
+
+class Usage(BaseModel):
+    """Words and marks of the prompt in, latent positions of the pictures out."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: InputTokens
+    output_tokens_details: OutputTokens
+
+
+class ImagesResponse(BaseModel):
+    """The OpenAI response; `quality` and `num_inference_steps` are what was used."""
+
+    created: int
+    data: list[ImageObject]
+    background: Literal["opaque"] = "opaque"
+    output_format: Format
+    quality: Quality
+    size: str
+    usage: Usage
+    model: str
+    num_inference_steps: int
+
+
+class Digests(BaseModel):
+    bundle: str
+    files: dict[str, str]
+
+
+class ModelObject(BaseModel):
+    """An OpenAI model object plus what is served under the name and the proof that it is right."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "fewstep"
+    steps: list[int]
+    sizes: list[str]
+    default_size: str
+    batch_sizes: list[int]
+    backend: str
+    precision: str
+    digests: Digests
+    parity: dict[str, Any] = Field(description="The certificate made at export")
+    quality: dict[str, Any] | None = Field(description="The student's quality card, if it has one")
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorObject(BaseModel):
+    error: ErrorBody
+
+
+class Health(BaseModel):
+    status: Literal["live", "ready", "starting", "draining", "failed"]
+    models: dict[str, Literal["ready", "loading"]] = {}

@@ -1,0 +1,106 @@
+"""Everything that can be set about the server, from the environment or the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from .errors import ServiceError
+
+DEFAULT_MODELS = {"shapes-sana-sid": "shapes-sana-sid"}
+
+
+def _data_home() -> Path:
+    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(home).expanduser() / "fewstep"
+
+
+class Settings(BaseSettings):
+    """Each field is the environment variable `FEWSTEP_<NAME>` and a line of `fewstep serve --help`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FEWSTEP_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
+    models: Annotated[dict[str, str], NoDecode] = Field(
+        default=DEFAULT_MODELS,
+        min_length=1,
+        description="Models to serve, NAME=BUNDLE[,NAME=BUNDLE...]; a bundle is a folder or a shipped name;"
+        " the first one answers requests that name no model",
+    )
+    data_dir: Path = Field(default_factory=_data_home, description="Folder for what the server keeps")
+    backend: str = Field(default="auto", description="Runtime for the bundles; auto takes the best one here")
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads of a CPU runtime; by default the usable cores, at most eight"
+    )
+    queue_limit: int = Field(
+        default=256,
+        ge=1,
+        description="Images per model admitted and not yet finished; beyond it requests get 429",
+    )
+    max_wait_ms: float = Field(
+        default=1.0,
+        ge=0,
+        le=1000,
+        description="How long an image may wait for others to share its first batch",
+    )
+    max_body_bytes: int = Field(
+        default=1 << 20, ge=1024, description="Largest request body; larger ones get 413"
+    )
+    max_prompt_chars: int = Field(default=4000, ge=1, description="Longest prompt in characters")
+    drain_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="On SIGTERM, how long admitted images may take before they are failed",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe log line"
+    )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _parse_models(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = json.loads(value) if value.lstrip().startswith("{") else value.split(",")
+        if isinstance(value, (list, tuple)):
+            value = _by_name([_parse_model(entry) for entry in value if entry.strip()])
+        return value
+
+
+def _by_name(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a name is given twice among {', '.join(names)}")
+    return dict(pairs)
+
+
+def _parse_model(entry: str) -> tuple[str, str]:
+    """`NAME=BUNDLE` -> the pair; a bare bundle is served under its last path component."""
+    name, separator, bundle = entry.strip().partition("=")
+    if not separator:
+        return Path(name).name, name
+    if not name or not bundle:
+        raise ValueError(f"{entry!r} is not NAME=BUNDLE")
+    return name, bundle
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """The environment's settings with `overrides` on top.
+
+    Raises:
+        ServiceError: a value is out of range; names the setting.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise ServiceError(f"{name} (FEWSTEP_{name.upper()}): {first['msg']}", param=name) from error

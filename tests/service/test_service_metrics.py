@@ -1,0 +1,78 @@
+"""The names of metrics are public."""
+
+from __future__ import annotations
+
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
+
+from .running import Running
+
+FROZEN = {
+    "fewstep_requests_total": {"model", "route", "outcome"},
+    "fewstep_images_total": {"model", "steps"},
+    "fewstep_padded_images_total": {"stage"},
+    "fewstep_request_duration_seconds": set(),
+    "fewstep_queue_wait_seconds": set(),
+    "fewstep_stage_duration_seconds": {"stage"},
+    "fewstep_batch_size": {"stage"},
+    "fewstep_queue_depth": {"model", "stage"},
+    "fewstep_inflight_images": {"model"},
+    "fewstep_build_info": {"version", "python"},
+}
+BUCKETS = "0.01 0.02 0.03 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1.0 1.5 2.0 3.0 5.0 10.0 30.0 +Inf"
+
+
+def without_suffix(name: str) -> str:
+    for suffix in ("_bucket", "_sum", "_count"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def test_names_and_labels_are_frozen(shared: Running) -> None:
+    assert shared.generate().status_code == 200
+    seen: dict[str, set[str]] = {}
+    for family in parse_prometheus(shared.client.get("/metrics").text):
+        for sample in family.samples:
+            seen.setdefault(without_suffix(sample.name), set()).update(set(sample.labels) - {"le"})
+    assert seen == FROZEN
+
+
+def test_stages_and_buckets(shared: Running) -> None:
+    assert shared.generate().status_code == 200
+    families = {family.name: family for family in parse_prometheus(shared.client.get("/metrics").text)}
+    stages = {sample.labels["stage"] for sample in families["fewstep_stage_duration_seconds"].samples}
+    assert stages == {"encode", "denoise", "decode", "file"}
+    duration = families["fewstep_request_duration_seconds"].samples
+    assert " ".join(sample.labels["le"] for sample in duration if "le" in sample.labels) == BUCKETS
+
+
+def test_openmetrics_by_content_negotiation(shared: Running) -> None:
+    plain = shared.client.get("/metrics")
+    assert plain.headers["content-type"].startswith("text/plain")
+    open_text = shared.client.get(
+        "/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"}
+    )
+    assert open_text.headers["content-type"].startswith("application/openmetrics-text")
+    names = {family.name for family in parse_openmetrics(open_text.text)}
+    assert "fewstep_requests" in names
+
+
+def test_outcomes_and_routes(shared: Running) -> None:
+    def count(**labels: str) -> float:
+        return shared.metric("fewstep_requests_total", **labels)
+
+    route = "/v1/images/generations"
+    before = count(model="fake", route=route, outcome="ok"), count(route=route, outcome="invalid")
+    shared.generate()
+    shared.generate(n=0)
+    shared.generate(model="x")
+    assert count(model="fake", route=route, outcome="ok") == before[0] + 1
+    assert count(route=route, outcome="invalid") == before[1] + 2
+    # Neither what clients invent as names nor what probes poll becomes a series.
+    assert count(model="x") == 0
+    shared.client.get("/v1/images/invented")
+    shared.client.get("/health/ready")
+    shared.client.get("/v1/models/fake")
+    assert count(route="unmatched", outcome="invalid") >= 1
+    assert count(route="/v1/models/{id}", model="fake", outcome="ok") >= 1
+    assert 'route="/health' not in shared.client.get("/metrics").text
