@@ -1,0 +1,161 @@
+"""`fewstep`: the parser, and the one place where errors become exit codes.
+
+0 done; 1 the work failed; 2 the request was wrong; 130 interrupted, with state saved. Every command
+imports its room when it runs, so that `fewstep serve` never loads torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from distill.errors import DistillError, Interrupted, RunFailed
+from engines.errors import EngineError
+from service.errors import ServiceError
+
+from . import __version__, arguments, commands
+
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    options = parser().parse_args(argv)
+    try:
+        return int(options.run(options) or 0)
+    except (DistillError, EngineError, ServiceError) as error:
+        return _say(options, error, WRONG)
+    except (RunFailed, OSError) as error:
+        return _say(options, error, FAILED)
+    except ModuleNotFoundError as error:
+        return _say(options, f"{error.name} is not installed: pip install 'fewstep[distill]'", WRONG)
+    except (Interrupted, KeyboardInterrupt) as error:
+        return _say(options, error if str(error) else "interrupted", INTERRUPTED)
+
+
+def _say(options: argparse.Namespace, error: object, code: int) -> int:
+    print(f"fewstep {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def parser() -> Parser:
+    top = Parser(prog="fewstep", description="Few-step text-to-image generators: distil, export, serve.")
+    top.add_argument("--version", action="version", version=f"fewstep {__version__}")
+    rooms = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _distill(rooms)
+    _evaluate(rooms)
+    _sample(rooms)
+    _export(rooms)
+    _serve(rooms)
+    _shapes(rooms)
+    return top
+
+
+Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def _distill(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("distill", help="teacher -> student folder")
+    command.set_defaults(run=commands.distill)
+    command.add_argument("recipe", help="YAML file, or the name of a shipped recipe")
+    command.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the recipe"
+    )
+    command.add_argument("--out", type=Path, help="student folder (default: runs/<recipe>)")
+    command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    _device(command)
+
+
+def _evaluate(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("evaluate", help="quality of a teacher, student or bundle")
+    command.set_defaults(run=commands.evaluate)
+    command.add_argument("model")
+    command.add_argument(
+        "--steps", type=arguments.positives, help="e.g. 1,2,4; default: what the model offers, or 28"
+    )
+    command.add_argument("--guidance", type=arguments.numbers, default=[1.0], help="of a teacher, e.g. 1,2,3")
+    command.add_argument("--reference", metavar="TEACHER", help="add this teacher's row, with --guidance")
+    command.add_argument("--images", type=arguments.two_or_more, default=500, help="per seed (default: 500)")
+    command.add_argument("--seeds", type=arguments.evaluation_seeds, default=[0, 1, 2], help="default: 0,1,2")
+    command.add_argument(
+        "--few-step", action="store_true", help="run a teacher as the student that it is before distillation"
+    )
+    command.add_argument(
+        "--floor", action="store_true", help="add a row for fresh renders, the best possible"
+    )
+    command.add_argument("--split", choices=["held-out", "train"], default="held-out")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
+    command.add_argument("--card", action="store_true", help="also write the student's quality.json")
+    _device(command)
+
+
+def _sample(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("sample", help="a picture, or a grid, from a teacher, student or bundle")
+    command.set_defaults(run=commands.sample)
+    command.add_argument("model")
+    command.add_argument("prompt", nargs="+")
+    command.add_argument(
+        "--steps", type=arguments.positive, help="default: the most it offers; 28 for a teacher"
+    )
+    command.add_argument(
+        "--guidance", type=arguments.number, default=1.0, help="of a teacher (default: 1, none)"
+    )
+    command.add_argument("--seed", type=arguments.seed, default=0, help="of the first picture (default: 0)")
+    command.add_argument("--out", type=Path, default=Path("sample.png"))
+    command.add_argument("--zoom", type=arguments.positive, default=1, help="enlarge the file's pixels")
+    _device(command)
+
+
+def _export(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("export", help="student -> bundle of ONNX graphs with parity certificate")
+    command.set_defaults(run=commands.export)
+    command.add_argument("student")
+    command.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
+    command.add_argument("--precision", default="fp32")
+    command.add_argument(
+        "--size", nargs="+", type=arguments.size, metavar="WxH", help="default: the student's own"
+    )
+
+
+def _serve(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("serve", help="the server; without --model the shipped shapes model")
+    command.set_defaults(run=commands.serve)
+    command.add_argument("--model", action="append", metavar="NAME=BUNDLE", help="may be repeated")
+    commands.add_settings(command)
+
+
+def _shapes(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("shapes", help="the shapes world: render it, train its models from scratch")
+    tasks = command.add_subparsers(dest="task", required=True, metavar="TASK")
+    render = tasks.add_parser("render", help="captioned pictures into a folder")
+    render.set_defaults(run=commands.shapes_render)
+    render.add_argument("--count", type=arguments.positive, default=16)
+    render.add_argument("--split", choices=["train", "held-out"], default="train")
+    judge = tasks.add_parser("train-judge", help="the CNN that reads pictures back; five minutes")
+    judge.set_defaults(run=commands.shapes_train_judge)
+    vae = tasks.add_parser("train-autoencoder", help="ten minutes on two cores")
+    vae.set_defaults(run=commands.shapes_train_autoencoder)
+    teacher = tasks.add_parser("train-teacher", help="an hour on one core")
+    teacher.set_defaults(run=commands.shapes_train_teacher)
+    teacher.add_argument("--autoencoder", type=Path, required=True)
+    for task in (judge, vae, teacher):
+        task.add_argument(
+            "--steps", type=arguments.positive, help="length of the training; a stopped one goes on"
+        )
+    for task in (render, judge, vae, teacher):
+        task.add_argument("--out", type=Path, required=True)
+        task.add_argument("--seed", type=arguments.seed, default=0)
+
+
+def _device(command: Parser) -> None:
+    command.add_argument("--device", help="default: cuda when present, else cpu")

@@ -1,0 +1,132 @@
+"""What each command does; rooms are imported inside, so that a command loads only what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distill.errors import DistillError
+
+from .models import TEACHER_STEPS, Model, default_device, open_model
+from .serve import add_settings, serve
+
+__all__ = ["add_settings", "distill", "evaluate", "export", "sample", "serve"]
+
+
+def distill(options: argparse.Namespace) -> None:
+    from distill.distillation import distill as run
+    from distill.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.set)
+    out = options.out or Path("runs") / Path(options.recipe).stem
+    print(run(recipe, out, options.resume, options.device or default_device()))
+
+
+def sample(options: argparse.Namespace) -> None:
+    from distill.pictures import save_grid
+    from distill.prompts import check_prompt
+
+    numbered = enumerate(options.prompt, start=1)
+    prompts = [check_prompt(prompt, f"prompt {number}") for number, prompt in numbered]
+    model = open_model(options.model, options.device)
+    steps = options.steps or model.default_steps
+    images = model.draw(prompts, range(options.seed, options.seed + len(prompts)), steps, options.guidance)
+    save_grid([images], options.out, options.zoom)
+    print(options.out)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from distill.evaluation import evaluate_seeds, fresh_renders, markdown_table
+    from distill.files import write_json
+    from distill.student import QUALITY_CARD
+
+    rows: dict[str, Any] = {}
+    if options.floor:
+        rows["fresh renders"] = evaluate_seeds(fresh_renders, options.split, options.images, options.seeds)
+    for label, model, steps, guidance in _settings_to_measure(options):
+
+        def draw(prompts: Sequence[str], seeds: Sequence[int], m=model, s=steps, g=guidance) -> Any:  # type: ignore[no-untyped-def]
+            return m.draw(prompts, seeds, s, g)
+
+        rows[label] = evaluate_seeds(draw, options.split, options.images, options.seeds, label)
+    if options.card:
+        write_json(open_model(options.model, options.device).folder / QUALITY_CARD, rows)
+    print(json.dumps(rows, indent=2) if options.json else markdown_table(rows))
+
+
+def _settings_to_measure(options: argparse.Namespace) -> Iterator[tuple[str, Model, int, float]]:
+    """Label, model, steps and guidance of each row."""
+    model = open_model(options.model, options.device, options.few_step)
+    if options.reference:
+        reference = open_model(options.reference, options.device)
+        yield from _rows(options.reference, reference, [TEACHER_STEPS], options.guidance)
+    steps = options.steps or list(model.step_counts) or [TEACHER_STEPS]
+    yield from _rows(options.model, model, steps, options.guidance)
+
+
+def _rows(
+    name: str, model: Model, steps: Sequence[int], guidance: Sequence[float]
+) -> Iterator[tuple[str, Model, int, float]]:
+    name = Path(name).name
+    for count in steps:
+        if model.kind != "teacher":
+            yield f"{name}, {count} step{'s' if count > 1 else ''}", model, count, 1.0
+            continue
+        for scale in guidance:
+            yield f"{name}, {count} steps, guidance {scale:g}", model, count, scale
+
+
+def export(options: argparse.Namespace) -> None:
+    from distill.pipeline import find_pipeline
+    from engines.export import export_student
+
+    bundle = export_student(
+        find_pipeline(options.student), options.out, sizes=options.size, precision=options.precision
+    )
+    print(f"{bundle.path} {bundle.digest}")
+
+
+def shapes_render(options: argparse.Namespace) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from distill.pictures import save_picture
+    from distill.shapes.render import render
+    from distill.shapes.scenes import SceneSet
+
+    rng = np.random.default_rng(options.seed)
+    for number, scene in enumerate(SceneSet(options.split).draw(rng, options.count)):
+        save_picture(Image.fromarray(render(scene, rng)), options.out / f"{number:05d}.png")
+        (options.out / f"{number:05d}.txt").write_text(scene.caption + "\n")
+    print(options.out)
+
+
+def shapes_train_judge(options: argparse.Namespace) -> None:
+    from distill.shapes.judge import SCHEDULE, train_judge
+
+    train_judge(options.out, options.seed, _length(SCHEDULE, options.steps))
+    print(options.out)
+
+
+def shapes_train_autoencoder(options: argparse.Namespace) -> None:
+    from distill.shapes.autoencoder import SCHEDULE, train_autoencoder
+
+    train_autoencoder(options.out, options.seed, _length(SCHEDULE, options.steps))
+    print(options.out)
+
+
+def shapes_train_teacher(options: argparse.Namespace) -> None:
+    from distill.shapes.teacher import SCHEDULE, train_teacher
+
+    if not (options.autoencoder / "config.json").is_file():
+        raise DistillError(f"no autoencoder in {options.autoencoder}; make one with shapes train-autoencoder")
+    train_teacher(options.autoencoder, options.out, options.seed, _length(SCHEDULE, options.steps))
+    print(options.out)
+
+
+def _length(schedule: Any, steps: int | None) -> Any:
+    return replace(schedule, steps=steps) if steps else schedule

@@ -1,0 +1,95 @@
+"""Models by name or folder: a teacher, a student or a bundle, all seen as one thing that draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from distill.pipeline import Pipeline
+
+Images = npt.NDArray[np.uint8]
+
+TEACHER_STEPS = 28
+
+
+@dataclass(frozen=True)
+class Model:
+    """Something that draws.
+
+    Attributes:
+        kind: `teacher`, `student` or `bundle`.
+        folder: Where it lies.
+        step_counts: What a student or bundle offers; a teacher takes any count.
+        draw: (prompts, seeds, steps, guidance) -> uint8 [N, H, W, 3].
+    """
+
+    kind: str
+    folder: Path
+    step_counts: tuple[int, ...]
+    draw: Callable[[Sequence[str], Sequence[int], int, float], Images]
+
+    @property
+    def default_steps(self) -> int:
+        return max(self.step_counts, default=TEACHER_STEPS)
+
+
+def open_model(name_or_path: str, device: str | None = None, few_step: bool = False) -> Model:
+    """Loads a model given by folder or shipped name.
+
+    With `few_step` a teacher is run as the student that it is before any distillation.
+
+    Raises:
+        DistillError, EngineError: there is none, or it is damaged.
+    """
+    if (Path(name_or_path) / "bundle.json").is_file():
+        return _bundle(Path(name_or_path))
+    from distill.pipeline import load_pipeline
+
+    pipeline = load_pipeline(name_or_path, device or default_device())
+    return _pipeline(_as_student(pipeline) if few_step and pipeline.spec is None else pipeline)
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _as_student(teacher: Pipeline) -> Pipeline:
+    from distill.recipe import Recipe
+    from distill.student import new_spec
+
+    return replace(teacher, spec=new_spec(teacher, Recipe(teacher=teacher.name)))
+
+
+def _bundle(folder: Path) -> Model:
+    from engines.bundle import Bundle
+    from engines.runtime import load_runtime
+    from engines.runtime.sampler import generate
+
+    runtime = load_runtime(Bundle.load(folder))
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Images:
+        return generate(runtime, prompts, seeds, steps)
+
+    return Model("bundle", folder, tuple(sorted(runtime.bundle.spec.levels)), draw)
+
+
+def _pipeline(pipeline: Pipeline) -> Model:
+    from distill.pictures import to_images
+    from distill.sampler import sample_student, sample_teacher
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Images:
+        if pipeline.spec is not None:
+            return to_images(sample_student(pipeline, prompts, seeds, steps))
+        return to_images(sample_teacher(pipeline, prompts, seeds, steps, guidance))
+
+    if pipeline.spec is None:
+        return Model("teacher", pipeline.folder, (), draw)
+    return Model("student", pipeline.folder, tuple(sorted(pipeline.spec.levels)), draw)
