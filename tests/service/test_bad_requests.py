@@ -13,7 +13,7 @@ from service.models import Models
 from service.settings import Settings
 
 from .fake_runtime import FakeRuntime
-from .running import Running, run_server
+from .running import Running, run_server, wait_until
 
 ROUTE = "/v1/images/generations"
 JSON = {"content-type": "application/json"}
@@ -190,7 +190,14 @@ def test_log_has_one_line_per_request_and_no_prompts(
 ) -> None:
     caplog.set_level("INFO")
     response = shared.generate(prompt="confidential")
-    lines = [record.getMessage() for record in caplog.records if record.name.startswith("service")]
-    (line,) = [line for line in lines if response.headers["x-request-id"] in line]
+
+    def lines() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name.startswith("service")]
+
+    def about_it() -> list[str]:
+        return [line for line in lines() if response.headers["x-request-id"] in line]
+
+    wait_until(about_it)  # the line follows the last byte of the response
+    (line,) = about_it()
     assert f"method=POST route={ROUTE} status=200 model=fake ms=" in line
-    assert not any("confidential" in line for line in lines)
+    assert not any("confidential" in line for line in lines())
