@@ -143,11 +143,13 @@ def _shapes(rooms: Subparsers[Parser]) -> None:
     render.add_argument("--split", choices=["train", "held-out"], default="train")
     judge = tasks.add_parser("train-judge", help="the CNN that reads pictures back; five minutes")
     judge.set_defaults(run=commands.shapes_train_judge)
-    vae = tasks.add_parser("train-autoencoder", help="ten minutes on two cores")
+    vae = tasks.add_parser("train-autoencoder", help="a quarter of an hour on one core")
     vae.set_defaults(run=commands.shapes_train_autoencoder)
     teacher = tasks.add_parser("train-teacher", help="an hour on one core")
     teacher.set_defaults(run=commands.shapes_train_teacher)
-    teacher.add_argument("--autoencoder", type=Path, required=True)
+    teacher.add_argument("--autoencoder", type=Path, required=True, help="trained for the same family")
+    for task in (vae, teacher):
+        task.add_argument("--family", choices=["sana", "sd3", "flux"], default="sana")
     for task in (judge, vae, teacher):
         task.add_argument(
             "--steps", type=arguments.positive, help="length of the training; a stopped one goes on"

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.errors import DistillError
-
 from .models import TEACHER_STEPS, Model, default_device, open_model
 from .serve import add_settings, serve
 
@@ -113,18 +111,20 @@ def shapes_train_judge(options: argparse.Namespace) -> None:
 
 
 def shapes_train_autoencoder(options: argparse.Namespace) -> None:
+    from distill.shapes.architectures import ARCHITECTURES
     from distill.shapes.autoencoder import SCHEDULE, train_autoencoder
 
-    train_autoencoder(options.out, options.seed, _length(SCHEDULE, options.steps))
+    kind = ARCHITECTURES[options.family].autoencoder
+    train_autoencoder(options.out, options.seed, _length(SCHEDULE, options.steps), kind)
     print(options.out)
 
 
 def shapes_train_teacher(options: argparse.Namespace) -> None:
-    from distill.shapes.teacher import SCHEDULE, train_teacher
+    from distill.shapes.architectures import ARCHITECTURES
+    from distill.shapes.teacher import train_teacher
 
-    if not (options.autoencoder / "config.json").is_file():
-        raise DistillError(f"no autoencoder in {options.autoencoder}; make one with shapes train-autoencoder")
-    train_teacher(options.autoencoder, options.out, options.seed, _length(SCHEDULE, options.steps))
+    schedule = _length(ARCHITECTURES[options.family].schedule, options.steps)
+    train_teacher(options.family, options.autoencoder, options.out, options.seed, schedule)
     print(options.out)
 
 

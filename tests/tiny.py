@@ -28,8 +28,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from distill.shapes.architectures import new_transformer
 from distill.shapes.autoencoder import new_autoencoder
-from distill.shapes.teacher import new_transformer
 from distill.shapes.text import new_text_encoder, new_tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!"

@@ -1,120 +1,147 @@
-"""Trains the SANA-family teacher of the shapes world: flow matching, text encoder trained jointly.
+"""Trains the teachers of the shapes world: flow matching, the text encoders trained jointly.
 
-The result is a stock `SanaPipeline` folder.
+Texts and latents go through the functions of `families/`, as in a distillation. The result is a stock
+diffusers pipeline folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+import json
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import Gemma2Model
 
+from .. import flow
+from ..errors import DistillError
+from ..families import Conditioning, Family, Tokens, concat, family_named, repeat, with_guidance
 from ..files import atomic_folder
 from ..pipeline import forget_paths, quiet
-from ..progress import progress
-from .autoencoder import to_tensor
+from .architectures import ARCHITECTURES, Architecture
+from .corpus import Corpus
 from .fit import Schedule, fit
-from .render import render_all
-from .scenes import ATTRIBUTES, Scene, SceneSet, captions
-from .text import new_text_encoder, new_tokenizer
+from .scenes import ATTRIBUTES
 
-SCHEDULE = Schedule(steps=7000, batch=64, lr=1.2e-3, warmup=200, ema=0.999)
 TRAINING_PICTURES = 50_000
-CAPTION_LENGTH = 16  # tokens; the longest caption has 14
-TEXT_DROPOUT = 0.1  # share of empty captions, for classifier-free guidance
-READING_WEIGHT = 0.05  # of the auxiliary loss that has the text encoder name the scene's attributes
-
-
-def new_transformer(width: int = 160, layers: int = 6) -> SanaTransformer2DModel:
-    heads = {"num_attention_heads": width // 32, "num_cross_attention_heads": width // 32}
-    return SanaTransformer2DModel(
-        in_channels=8,
-        out_channels=8,
-        **heads,
-        attention_head_dim=32,
-        cross_attention_head_dim=32,
-        cross_attention_dim=width,
-        caption_channels=128,
-        num_layers=layers,
-        sample_size=8,
-        patch_size=2,
-    )
+TIME_SPREAD = 1.2  # of the logit-normal law of noise levels
+READING_WEIGHT = 0.05  # of the auxiliary loss that has the text encoders name the scene's attributes
+GUIDANCE_SCALES = (1.0, 4.0)  # that a guidance input learns
 
 
 class Trainee(nn.Module):
-    """Transformer and text encoder, and a reading head that exists during training only."""
+    """The parts of a pipeline that are trained, and a reading head that exists during training only."""
 
-    def __init__(self) -> None:
+    def __init__(self, family: Family, pipeline: Any, empty: Tokens) -> None:
         super().__init__()
-        self.transformer = new_transformer()
-        self.text_encoder = new_text_encoder()
-        self.reader = nn.Linear(128, sum(len(values) for values in ATTRIBUTES.values()))
+        self.family, self.transformer = family, pipeline.transformer
+        self.text_encoders = nn.ModuleList(family.encoders(pipeline))
+        with torch.no_grad():
+            width = summary(self.embed(empty)).shape[1]
+        self.reader = nn.Linear(width, sum(len(values) for values in ATTRIBUTES.values()))
+
+    def embed(self, tokens: Tokens) -> Conditioning:
+        conditioning = self.family.embed(list(self.text_encoders), tokens, self.family.text)
+        return with_guidance(conditioning, 1.0 if self.family.guidance else None)
+
+    def velocity(self, x_t: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.family.velocity(self.transformer, x_t, self.family.time_scale * t_B, conditioning).float()
 
 
-class Corpus:
-    """Captioned pictures of the training split, encoded once."""
-
-    def __init__(self, vae: AutoencoderDC, count: int, seed: int = 0) -> None:
-        rng = np.random.default_rng((seed, 0xC0))
-        scenes = SceneSet("train").draw(rng, count)
-        tokenizer = new_tokenizer()
-        length = {"padding": "max_length", "max_length": CAPTION_LENGTH, "return_tensors": "pt"}
-        self.ids = tokenizer(captions(scenes), **length).input_ids
-        self.empty = tokenizer([""], **length).input_ids[0]
-        self.pad = tokenizer.pad_token_id
-        self.labels = torch.tensor([scene.labels for scene in scenes])
-        self.latents = torch.cat(list(_encode(vae, scenes, rng)))
-
-    def draw(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents [B, 8, 8, 8], token ids [B, L] (some emptied), labels [B, 6], captioned [B]."""
-        index = torch.from_numpy(rng.integers(len(self.ids), size=batch))
-        captioned = torch.from_numpy(rng.random(batch) >= TEXT_DROPOUT)
-        ids = torch.where(captioned[:, None], self.ids[index], self.empty)
-        return self.latents[index], ids, self.labels[index], captioned
+def summary(conditioning: Conditioning) -> Tensor:
+    """One vector a caption, in which all of its words can be: the state of the last token where tokens see
+    those before them only, else the mean over the tokens beside CLIP's pooled state. [B, D]"""
+    states_BLC = conditioning["prompt_embeds"]
+    if "pooled_projections" in conditioning:
+        return torch.cat([conditioning["pooled_projections"], states_BLC.mean(1)], dim=1)
+    return states_BLC[torch.arange(len(states_BLC)), conditioning["prompt_attention_mask"].sum(1) - 1]
 
 
-@torch.no_grad()
-def _encode(vae: AutoencoderDC, scenes: Sequence[Scene], rng: np.random.Generator) -> Iterator[Tensor]:
-    with progress("encoding pictures", len(scenes)) as shown:
-        for start in range(0, len(scenes), 100):
-            pictures = to_tensor(render_all(scenes[start : start + 100], rng))
-            yield vae.encode(pictures).latent * vae.config.scaling_factor
-            shown.update(min(start + 100, len(scenes)))
+def train_teacher(
+    family: str, autoencoder: Path, out: Path, seed: int = 0, schedule: Schedule | None = None
+) -> None:
+    """Trains the teacher of `family` on latents of `autoencoder` and saves the pipeline to `out`.
 
-
-def train_teacher(autoencoder: Path, out: Path, seed: int = 0, schedule: Schedule = SCHEDULE) -> None:
-    """Trains the teacher on the latents of `autoencoder` and saves the pipeline to `out`."""
+    Raises:
+        DistillError: the autoencoder is missing, or of another kind than the family's.
+    """
+    wanted = ARCHITECTURES[family]
+    vae = load_autoencoder(autoencoder, wanted.autoencoder)
     torch.manual_seed(seed)
-    vae = AutoencoderDC.from_pretrained(autoencoder).eval()
-    model = Trainee()
-    corpus = Corpus(vae, TRAINING_PICTURES, seed)
+    quiet()
+    pipeline = wanted.build(vae)
+    corpus = Corpus(family_named(family), pipeline, TRAINING_PICTURES, seed)
+    model = Trainee(family_named(family), pipeline, corpus.empty)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused CPU kernel's backward is slow at these sizes
+        match_flow(model, corpus, wanted, schedule or wanted.schedule, seed, out.with_suffix(".checkpoint"))
+        if wanted.guidance is not None:
+            teach_guidance(model, corpus, wanted, seed, out.with_suffix(".guidance.checkpoint"))
+    _save(pipeline, out)
+
+
+def load_autoencoder(folder: Path, kind: str) -> Any:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise DistillError(f"no autoencoder in {folder}; make one with shapes train-autoencoder")
+    found = json.loads(config.read_text()).get("_class_name")
+    if found != kind:
+        raise DistillError(
+            f"{folder} holds an {found}, and this family takes an {kind}: train it with --family"
+        )
+    return getattr(diffusers, kind).from_pretrained(folder).eval()
+
+
+def match_flow(
+    model: Trainee, corpus: Corpus, wanted: Architecture, schedule: Schedule, seed: int, checkpoint: Path
+) -> None:
+    """|| v(x_t, t, c) - (eps - x0) ||^2, and that the texts can be read."""
 
     def loss(rng: np.random.Generator, batch: int) -> Tensor:
-        x0, ids, labels, captioned = corpus.draw(rng, batch)
-        mask = (ids != corpus.pad).long()
-        text = model.text_encoder(ids, attention_mask=mask)[0]
-        t = torch.sigmoid(1.2 * torch.randn(batch))
-        eps = torch.randn_like(x0)
-        x_t = torch.lerp(x0, eps, t[:, None, None, None])
-        v = model.transformer(x_t, text, timestep=1000 * t, encoder_attention_mask=mask).sample
-        flow: Tensor = (v - (eps - x0)).square().mean()
-        return flow + READING_WEIGHT * _reading_loss(model.reader(_last(text, mask)), labels, captioned)
+        x0, tokens, labels, captioned = corpus.draw(rng, batch)
+        with wanted.autocast():
+            conditioning = model.embed(tokens)
+            x_t, t_B, eps = _noised(x0)
+            error = model.velocity(x_t, t_B, conditioning) - flow.velocity(x0, eps)
+            logits = model.reader(summary(conditioning))
+        return error.square().mean() + READING_WEIGHT * _reading_loss(logits.float(), labels, captioned)
 
-    with sdpa_kernel(SDPBackend.MATH):  # the fused CPU kernel's backward is slow at these sizes
-        fit("teacher", model, loss, schedule, seed, out.with_suffix(".checkpoint"))
-    _save(model, vae, out)
+    fit("teacher", model, loss, schedule, seed, checkpoint)
 
 
-def _last(text: Tensor, mask: Tensor) -> Tensor:
-    """The state of each caption's last token, which has seen the whole caption."""
-    return text[torch.arange(len(text)), mask.sum(1) - 1]
+def teach_guidance(model: Trainee, corpus: Corpus, wanted: Architecture, seed: int, checkpoint: Path) -> None:
+    """Makes the guidance input mean what classifier-free guidance did to the network as it is now:
+
+    || v(x_t, t, c, g) - (u + g (v - u)) ||^2 with u, v its unconditional and conditional velocity, which is
+    how FLUX.1-dev is said to have been made (its model card: "guidance distillation").
+    """
+    assert wanted.guidance is not None
+    before = copy.deepcopy(model).requires_grad_(False)
+
+    def loss(rng: np.random.Generator, batch: int) -> Tensor:
+        x0, tokens, _, _ = corpus.draw(rng, batch)
+        with wanted.autocast():
+            x_t, t_B, _ = _noised(x0)
+            scale_B = torch.empty(batch).uniform_(*GUIDANCE_SCALES)
+            with torch.no_grad():
+                conditional = before.embed(tokens)
+                both = concat(repeat(before.embed(corpus.empty), batch), conditional)
+                u, v = before.velocity(torch.cat([x_t, x_t]), torch.cat([t_B, t_B]), both).chunk(2)
+                target = torch.lerp(u, v, flow.per_image(scale_B, u))
+            guided = model.velocity(x_t, t_B, {**conditional, "guidance": scale_B})
+        return (guided - target).square().mean()
+
+    fit("guidance", model.transformer, loss, wanted.guidance, seed, checkpoint)
+
+
+def _noised(x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x_t, noise levels and noise."""
+    t_B, eps = torch.sigmoid(TIME_SPREAD * torch.randn(len(x0))), torch.randn_like(x0)
+    return flow.add_noise(x0, eps, t_B), t_B, eps
 
 
 def _reading_loss(logits: Tensor, labels: Tensor, captioned: Tensor) -> Tensor:
@@ -123,17 +150,10 @@ def _reading_loss(logits: Tensor, labels: Tensor, captioned: Tensor) -> Tensor:
     return (torch.stack(each).mean(0) * captioned).mean()
 
 
-def _save(model: Trainee, vae: AutoencoderDC, out: Path) -> None:
+def _save(pipeline: Any, out: Path) -> None:
     """Large parts in half precision: it halves the folder, and stock diffusers loads them as float32."""
-    text_encoder: Gemma2Model = model.text_encoder
-    quiet()
-    pipeline = SanaPipeline(
-        tokenizer=new_tokenizer(),
-        text_encoder=text_encoder,
-        vae=vae.half(),
-        transformer=model.transformer.half(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
-    )
+    pipeline.vae.half()
+    pipeline.transformer.half()
     with atomic_folder(out) as folder:
         pipeline.save_pretrained(folder)
         forget_paths(folder)

@@ -2,77 +2,106 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline
+from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
+from distill.families import family_named
 from distill.pipeline import load_pipeline
-from distill.shapes import autoencoder, teacher
-from distill.shapes.autoencoder import new_autoencoder, to_tensor, train_autoencoder
+from distill.shapes import architectures, autoencoder, teacher
+from distill.shapes.architectures import ARCHITECTURES
+from distill.shapes.autoencoder import KINDS, encode, to_tensor, train_autoencoder
+from distill.shapes.corpus import Corpus
 from distill.shapes.fit import Schedule
 from distill.shapes.judge import FEATURES, Judge, load_judge, read, train_judge
 from distill.shapes.render import render_all
 from distill.shapes.scenes import ATTRIBUTES, SceneSet
-from distill.shapes.teacher import CAPTION_LENGTH, Corpus, Trainee, _last, _reading_loss
+from distill.shapes.teacher import Trainee, _reading_loss, summary, teach_guidance
+from distill.shapes.text import CAPTION_LENGTH
 from fewstep.cli import main
 
 TINY = Schedule(steps=2, batch=4, lr=1e-3, warmup=1)
+AUTOENCODERS = {"AutoencoderDC": AutoencoderDC, "AutoencoderKL": AutoencoderKL}
+CHANNELS = {"sana": 8, "sd3": 16, "flux": 16}
+
+families = pytest.mark.parametrize("family", ARCHITECTURES)
+kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(scope="module")
-def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("vae") / "vae"
-    assert main(["shapes", "train-autoencoder", "--steps", "2", "--seed", "1", "--out", str(out)]) == 0
-    return out
+def vae_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One of each kind, trained for two steps by the command."""
+    folders = {}
+    for family in ("sana", "sd3"):
+        out = folders[ARCHITECTURES[family].autoencoder] = tmp_path_factory.mktemp("vae") / "vae"
+        command = ["shapes", "train-autoencoder", "--family", family, "--steps", "2", "--seed", "1"]
+        assert main([*command, "--out", str(out)]) == 0
+    return folders
 
 
 @pytest.fixture(scope="module")
-def teacher_folder(vae_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("teacher") / "teacher"
+def teacher_folders(
+    vae_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """A teacher of each family, trained for two steps by the command."""
+    folders = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher, "TRAINING_PICTURES", 120)
-        arguments = ["shapes", "train-teacher", "--autoencoder", str(vae_folder), "--steps", "2"]
-        assert main([*arguments, "--out", str(out)]) == 0
-    return out
+        flux = replace(ARCHITECTURES["flux"], guidance=TINY)
+        patch.setitem(architectures.ARCHITECTURES, "flux", flux)
+        for family, wanted in ARCHITECTURES.items():
+            out = folders[family] = tmp_path_factory.mktemp(family) / "teacher"
+            vae = str(vae_folders[wanted.autoencoder])
+            command = ["shapes", "train-teacher", "--family", family, "--autoencoder", vae, "--steps", "2"]
+            assert main([*command, "--out", str(out)]) == 0
+    return folders
 
 
 @pytest.fixture
 def unscaled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the hundreds of pictures that the latents' scale is measured on."""
-    monkeypatch.setattr(autoencoder, "_scaling_factor", lambda *_: 1.0)
+    monkeypatch.setattr(autoencoder, "_scaling", lambda *_: {})
 
 
-def test_the_autoencoder_is_a_stock_one(vae_folder: Path) -> None:
-    vae = AutoencoderDC.from_pretrained(vae_folder)
-    latents = vae.encode(torch.zeros(2, 3, 64, 64)).latent
-    assert latents.shape == (2, 8, 8, 8)
+@kinds
+def test_the_autoencoder_is_a_stock_one(vae_folders: dict[str, Path], kind: str) -> None:
+    vae = AUTOENCODERS[kind].from_pretrained(vae_folders[kind])
+    latents = encode(vae, torch.zeros(2, 3, 64, 64))
+    assert latents.shape == (2, 8 if kind == "AutoencoderDC" else 16, 8, 8)
     assert vae.decode(latents).sample.shape == (2, 3, 64, 64)
 
 
-def test_latents_are_scaled_to_unit_variance(vae_folder: Path) -> None:
-    vae, rng = AutoencoderDC.from_pretrained(vae_folder), np.random.default_rng(5)
+@kinds
+def test_latents_are_scaled_to_unit_variance(vae_folders: dict[str, Path], kind: str) -> None:
+    vae, rng = AUTOENCODERS[kind].from_pretrained(vae_folders[kind]), np.random.default_rng(5)
     pictures = to_tensor(render_all(SceneSet("train").draw(rng, 128), rng))
     with torch.no_grad():
-        scaled = vae.encode(pictures).latent * vae.config.scaling_factor
+        scaled = encode(vae, pictures)
     assert float(scaled.std()) == pytest.approx(1, rel=0.05)
+    if kind == "AutoencoderKL":
+        assert float(scaled.mean()) == pytest.approx(0, abs=0.05)
 
 
+@kinds
 @pytest.mark.usefixtures("unscaled")
-def test_training_changes_every_part_of_the_autoencoder(tmp_path: Path) -> None:
+def test_training_changes_every_part_of_the_autoencoder(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
-    before = new_autoencoder().state_dict()
-    after = train_autoencoder(tmp_path / "vae", seed=0, schedule=TINY).state_dict()
+    before = KINDS[kind].new().state_dict()
+    after = train_autoencoder(tmp_path / "vae", seed=0, schedule=TINY, kind=kind).state_dict()
     assert not [name for name in before if torch.equal(before[name], after[name])]
 
 
+@kinds
 @pytest.mark.usefixtures("unscaled")
-def test_the_same_seed_trains_the_same_autoencoder(tmp_path: Path) -> None:
-    one, two = (train_autoencoder(tmp_path / name, 3, TINY).state_dict() for name in ("a", "b"))
+def test_the_same_seed_trains_the_same_autoencoder(tmp_path: Path, kind: str) -> None:
+    one, two = (train_autoencoder(tmp_path / name, 3, TINY, kind).state_dict() for name in ("a", "b"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -84,7 +113,7 @@ def test_a_stopped_autoencoder_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     whole = train_autoencoder(tmp_path / "whole", 0, TINY)
     out = tmp_path / "parts"
     with monkeypatch.context() as patch:
-        patch.setattr(autoencoder, "_scaling_factor", lambda *_: pytest.fail("stopped"))
+        patch.setattr(autoencoder, "_scaling", lambda *_: pytest.fail("stopped"))
         with pytest.raises(pytest.fail.Exception):
             train_autoencoder(out, 0, TINY)
     assert out.with_suffix(".checkpoint").is_file()
@@ -101,64 +130,94 @@ def test_pictures_are_scaled_to_the_range_of_the_networks() -> None:
     assert tensor[0, 0, 0].tolist() == [-1, 1]
 
 
-def test_the_teacher_is_a_stock_pipeline(teacher_folder: Path) -> None:
-    pipeline = SanaPipeline.from_pretrained(teacher_folder)
+@families
+def test_the_teacher_is_a_stock_pipeline(teacher_folders: dict[str, Path], family: str) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(teacher_folders[family])
+    assert type(pipeline).__name__ == family_named(family).pipeline
     assert isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler)
     assert pipeline.scheduler.config.shift == 1
-    assert pipeline.tokenizer.model_max_length == 32
     pipeline.set_progress_bar_config(disable=True)
+    limit = getattr(pipeline, family_named(family).text[-1].tokenizer).model_max_length
+    sana = {"use_resolution_binning": False, "complex_human_instruction": None}
     picture = pipeline(
         "a red circle on a white background",
         num_inference_steps=2,
         height=64,
         width=64,
-        max_sequence_length=32,
-        use_resolution_binning=False,
-        complex_human_instruction=None,
+        max_sequence_length=limit,
+        **(sana if family == "sana" else {}),
     ).images[0]
     assert picture.size == (64, 64)
 
 
-def test_the_teacher_can_be_distilled(teacher_folder: Path) -> None:
-    pipeline = load_pipeline(str(teacher_folder))
+@families
+def test_the_teacher_can_be_distilled(teacher_folders: dict[str, Path], family: str) -> None:
+    pipeline = load_pipeline(str(teacher_folders[family]))
     assert pipeline.spec is None
-    assert pipeline.latent_shape() == (8, 8, 8)
+    assert pipeline.latent_shape() == (CHANNELS[family], 8, 8)
     assert pipeline.default_size == (64, 64)
+    assert pipeline.guidance_input == (family == "flux")
 
 
-def test_large_parts_of_the_teacher_are_kept_in_half_precision(teacher_folder: Path) -> None:
+@families
+def test_large_parts_of_the_teacher_are_kept_in_half_precision(
+    teacher_folders: dict[str, Path], family: str
+) -> None:
     for part in ("transformer", "vae"):
-        weights = load_file(teacher_folder / part / "diffusion_pytorch_model.safetensors")
+        weights = load_file(teacher_folders[family] / part / "diffusion_pytorch_model.safetensors")
         assert {value.dtype for value in weights.values()} == {torch.float16}
 
 
-def test_the_teachers_autoencoder_is_the_one_it_was_given(teacher_folder: Path, vae_folder: Path) -> None:
-    given, kept = (AutoencoderDC.from_pretrained(path) for path in (vae_folder, teacher_folder / "vae"))
+@families
+def test_the_teachers_autoencoder_is_the_one_it_was_given(
+    teacher_folders: dict[str, Path], vae_folders: dict[str, Path], family: str
+) -> None:
+    kind = ARCHITECTURES[family].autoencoder
+    paths = teacher_folders[family] / "vae", vae_folders[kind]
+    kept, given = (AUTOENCODERS[kind].from_pretrained(path) for path in paths)
     assert kept.config.scaling_factor == given.config.scaling_factor
+    assert kept.config.get("shift_factor") == given.config.get("shift_factor")
     for a, b in zip(given.state_dict().values(), kept.state_dict().values(), strict=True):
         torch.testing.assert_close(a.half().float(), b)
 
 
-def test_nothing_but_the_teacher_is_left_behind(teacher_folder: Path) -> None:
-    assert [path.name for path in teacher_folder.parent.iterdir()] == [teacher_folder.name]
-    index = json.loads((teacher_folder / "model_index.json").read_text())
-    assert index["_class_name"] == "SanaPipeline"
-    assert {path.name for path in teacher_folder.iterdir()} == {
+@families
+def test_nothing_but_the_teacher_is_left_behind(teacher_folders: dict[str, Path], family: str) -> None:
+    folder = teacher_folders[family]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    index = json.loads((folder / "model_index.json").read_text())
+    assert {path.name for path in folder.iterdir()} == {
         "model_index.json",
         *(name for name, value in index.items() if isinstance(value, list) and value[0]),
     }
 
 
-def test_captions_of_the_corpus_fit_and_some_are_left_out(vae_folder: Path) -> None:
-    corpus = Corpus(AutoencoderDC.from_pretrained(vae_folder), count=40)
-    latents, ids, labels, captioned = corpus.draw(np.random.default_rng(0), 400)
-    assert latents.shape == (400, 8, 8, 8)
-    assert ids.shape == (400, CAPTION_LENGTH)
-    assert (corpus.ids[:, -1] == corpus.pad).all(), "a caption was cut"
-    assert 0.84 < float(captioned.float().mean()) < 0.96
-    assert torch.equal(ids[~captioned], corpus.empty.expand(int((~captioned).sum()), -1))
-    assert (ids[captioned] != corpus.empty).any(1).all()
+def test_an_autoencoder_of_another_family_is_refused(
+    vae_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vae = str(vae_folders["AutoencoderDC"])
+    command = ["shapes", "train-teacher", "--family", "flux", "--autoencoder", vae]
+    assert main([*command, "--out", str(tmp_path / "t")]) == 2
+    assert "holds an AutoencoderDC, and this family takes an AutoencoderKL" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@families
+def test_captions_of_the_corpus_fit_and_some_are_left_out(
+    teacher_folders: dict[str, Path], family: str
+) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(teacher_folders[family])
+    corpus = Corpus(family_named(family), pipeline, count=40)
+    x0, tokens, labels, captioned = corpus.draw(np.random.default_rng(0), 400)
+    assert x0.shape == (400, CHANNELS[family], 8, 8)
     assert labels.shape == (400, len(ATTRIBUTES))
+    assert 0.84 < float(captioned.float().mean()) < 0.96
+    for name in tokens:
+        assert tokens[name].shape == (400, CAPTION_LENGTH)
+        assert torch.equal(tokens[name][~captioned], corpus.empty[name].expand(int((~captioned).sum()), -1))
+        assert (tokens[name][captioned] != corpus.empty[name]).any(1).all()
+        if name.startswith("attention_mask"):
+            assert (corpus.tokens[name][:, -1] == 0).any(), "room for the longest caption"
 
 
 def test_reading_is_asked_of_captioned_pictures_only() -> None:
@@ -174,16 +233,46 @@ def test_reading_is_asked_of_captioned_pictures_only() -> None:
     assert float(half) == pytest.approx(float(_reading_loss(wrong, labels, torch.tensor([True, True]))) / 2)
 
 
-def test_the_last_token_is_the_one_before_the_padding() -> None:
-    text = torch.arange(12.0).reshape(2, 3, 2)
+def test_a_caption_is_summed_up_where_all_of_its_words_are_seen() -> None:
+    states = torch.arange(12.0).reshape(2, 3, 2)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert _last(text, mask).tolist() == [[2.0, 3.0], [10.0, 11.0]]
+    gemma = {"prompt_embeds": states, "prompt_attention_mask": mask}
+    assert summary(gemma).tolist() == [[2.0, 3.0], [10.0, 11.0]]
+    pooled = {"prompt_embeds": states, "pooled_projections": torch.tensor([[7.0], [8.0]])}
+    assert summary(pooled).tolist() == [[7.0, 2.0, 3.0], [8.0, 8.0, 9.0]]
 
 
-def test_the_reading_head_is_no_part_of_the_pipeline(teacher_folder: Path) -> None:
-    assert Trainee().reader.out_features == sum(len(values) for values in ATTRIBUTES.values())
-    names = (teacher_folder / "text_encoder" / "model.safetensors", teacher_folder / "transformer")
-    assert not any("reader" in key for key in load_file(names[0]))
+@families
+def test_the_reading_head_is_no_part_of_the_pipeline(teacher_folders: dict[str, Path], family: str) -> None:
+    for path in teacher_folders[family].glob("*/*.safetensors"):
+        assert not any("reader" in key for key in load_file(path))
+
+
+def test_guidance_moves_into_the_guidance_input(vae_folders: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    wanted = replace(ARCHITECTURES["flux"], guidance=Schedule(steps=60, batch=16, lr=3e-3, warmup=5, ema=0.5))
+    family, vae = family_named("flux"), AutoencoderKL.from_pretrained(vae_folders["AutoencoderKL"])
+    pipeline = architectures.flux(vae, width=64, layers=(1, 1))
+    corpus = Corpus(family, pipeline, 64)
+    model = Trainee(family, pipeline, corpus.empty)
+    for parameter in model.transformer.proj_out.parameters():  # which starts at zero
+        torch.nn.init.normal_(parameter, std=0.05)
+    before = copy.deepcopy(model)
+    x0, tokens, _, _ = corpus.draw(np.random.default_rng(1), 32)
+    t_B, conditional = torch.full((32,), 0.6), before.embed(tokens)
+    empty = {name: value.expand(32, *value.shape[1:]) for name, value in before.embed(corpus.empty).items()}
+    with torch.no_grad():
+        u, v = before.velocity(x0, t_B, empty), before.velocity(x0, t_B, conditional)
+        wish = u + 3 * (v - u)
+
+        def error(of: Trainee) -> float:
+            guided = of.velocity(x0, t_B, {**conditional, "guidance": torch.full((32,), 3.0)})
+            return float((guided - wish).square().mean())
+
+        start = error(before)
+    teach_guidance(model, corpus, wanted, 0, tmp_path / "g.checkpoint")
+    with torch.no_grad():
+        assert error(model) < 0.3 * start
 
 
 def test_a_judge_is_trained_saved_and_read_back(tmp_path: Path) -> None:

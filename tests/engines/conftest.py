@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import FlowMatchLCMScheduler, SanaPipeline
 
+from distill.shapes.architectures import new_transformer
 from distill.shapes.autoencoder import new_autoencoder
-from distill.shapes.teacher import new_transformer
 from distill.shapes.text import new_text_encoder, new_tokenizer
 from distill.spec import GeneratorSpec, TextSpec
 from engines.bundle import Bundle

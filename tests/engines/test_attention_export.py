@@ -5,8 +5,8 @@ import torch
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from torch import Tensor
 
+from distill.shapes.architectures import new_transformer
 from distill.shapes.autoencoder import new_autoencoder
-from distill.shapes.teacher import new_transformer
 from engines.export.attention import exportable, linear_attention
 
 
