@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -21,6 +23,8 @@ from .pictures import FileStore
 from .routes import images, models, operations
 from .settings import Settings
 
+log = logging.getLogger(__name__)
+
 
 def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None) -> FastAPI:
     """The server as an ASGI application; its models load while it starts to answer.
@@ -34,10 +38,20 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
         settings, metrics, Models(settings, metrics, runtimes), FileStore(settings.data_dir / "pictures")
     )
     app = FastAPI(
-        title="fewstep", version=package_version(), lifespan=_lifespan, docs_url=None, redoc_url=None
+        title="fewstep",
+        version=package_version(),
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = service
-    app.add_middleware(RequestEnvelope, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        RequestEnvelope,
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        body_seconds=settings.body_seconds,
+    )
     for kind in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
     for routes in (images, models, operations):
@@ -48,9 +62,15 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
-    service.models.start()
+    if not service.models.started:  # else whoever started them hears of a failure
+        service.models.start().add_done_callback(_report)
     yield
     await service.models.drain(0)
+
+
+def _report(loading: asyncio.Task[None]) -> None:
+    if not loading.cancelled() and (error := loading.exception()) is not None:
+        log.error("loading failed: %s", error)
 
 
 async def _answer(request: Request, error: Exception) -> Response:

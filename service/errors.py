@@ -90,7 +90,7 @@ def _code(kind: str) -> str:
 
 def _location(path: Sequence[int | str]) -> str | None:
     inner = [str(part) for part in path[1:] if not isinstance(part, int)]
-    return ".".join(inner)[:SHOWN] or None
+    return ".".join(inner)[:SHOWN] if inner else None
 
 
 def _lower_first(text: str) -> str:

@@ -51,6 +51,7 @@ class Generator:
         self._busy_since = time.monotonic()
         self._finished: deque[float] = deque(maxlen=4096)
         self._warm_rate = 1.0
+        self._promised = 0.0
         self._build_phases(settings.max_wait_ms / 1000)
 
     def _build_phases(self, max_wait: float) -> None:
@@ -154,7 +155,7 @@ class Generator:
             if self._closing:
                 raise ServiceError("The server is shutting down.", status=503, code="shutting_down")
             if self._inflight + count > self._limit:
-                raise self._full(self._inflight + count - self._limit)
+                raise self._full(count)
             if self._inflight == 0:
                 self._busy_since = time.monotonic()
             self._inflight += count
@@ -169,8 +170,12 @@ class Generator:
             self._metrics.images.labels(self.name, image.steps).inc()
             self._metrics.queue_seconds.observe(image.seconds["queue"])
 
-    def _full(self, excess: int) -> ServiceError:
-        seconds = min(LONGEST_RETRY, excess / self._rate())
+    def _full(self, count: int) -> ServiceError:
+        """Room for `count` images comes after the room that those refused before have been told to wait
+        for; else all of them would be back at once."""
+        now = time.monotonic()
+        self._promised = min(max(self._promised, now) + count / self._rate(), now + LONGEST_RETRY)
+        seconds = self._promised - now
         headers = {"Retry-After": f"{math.ceil(seconds)}", "Retry-After-Ms": f"{math.ceil(1000 * seconds)}"}
         return ServiceError(
             f"The queue is full: {self._inflight} of at most {self._limit} images are waiting or running.",
@@ -182,8 +187,9 @@ class Generator:
     def _rate(self) -> float:
         """Images per second of late, or of the warm-up when none has finished yet."""
         now = time.monotonic()
-        recent = sum(moment > now - RECENT for moment in self._finished)
-        return recent / min(RECENT, now - self._busy_since) if recent else self._warm_rate
+        since = max(now - RECENT, self._busy_since)
+        recent = sum(moment > since for moment in self._finished)
+        return recent / (now - since) if recent else self._warm_rate
 
     def _encode_prompts(self, images: Sequence[Image]) -> list[Conditioning]:
         # The images of one request share a prompt, which is encoded once.

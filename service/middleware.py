@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -22,18 +23,21 @@ QUIET = ("/health", "/metrics")
 class RequestEnvelope:
     """ASGI middleware; routes find `request_id`, `started` and `model` in `request.state`."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
-        self._app, self._metrics, self._max_body_bytes = app, metrics, max_body_bytes
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, body_seconds: float) -> None:
+        self._app, self._metrics = app, metrics
+        self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope, method = _head_as_get(scope), scope["method"]
         state = scope.setdefault("state", {})
         state |= {"request_id": f"req_{uuid.uuid4().hex}", "started": time.perf_counter(), "model": ""}
         response = _Response(send, state["request_id"])
         try:
-            await self._app(scope, await _whole_body(scope, receive, self._max_body_bytes), response.send)
+            body = await self._whole_body(scope, receive)
+            await self._app(scope, body, response.send)
         except _ClientGoneError:
             log.debug("id=%s the client left before its request was complete", state["request_id"])
         except Exception as error:
@@ -43,9 +47,23 @@ class RequestEnvelope:
                 raise
             await to_response(error)(scope, receive, response.send)
         finally:
-            self._account(scope, response.status)
+            self._account(scope, method, response.status)
 
-    def _account(self, scope: Scope, status: int | None) -> None:
+    async def _whole_body(self, scope: Scope, receive: Receive) -> Receive:
+        """
+        Raises:
+            ServiceError: 413, the body is too large; 408, it does not come, or not before the server ends.
+            _ClientGoneError: the connection ended first.
+        """
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                return await _whole_body(scope, receive, self._max_body_bytes)
+        except (TimeoutError, asyncio.CancelledError) as error:
+            message = f"The body did not arrive within {self._body_seconds:g} s."
+            headers = {"Connection": "close"}
+            raise ServiceError(message, status=408, code="body_timeout", headers=headers) from error
+
+    def _account(self, scope: Scope, method: str, status: int | None) -> None:
         state: dict[str, Any] = scope["state"]
         route = getattr(scope.get("route"), "path_format", "unmatched")
         if scope["path"].startswith("/v1/"):
@@ -54,7 +72,7 @@ class RequestEnvelope:
             logging.DEBUG if scope["path"].startswith(QUIET) else logging.INFO,
             "id=%s method=%s route=%s status=%s model=%s ms=%.1f",
             state["request_id"],
-            scope["method"],
+            method,
             route,
             status,
             state["model"] or "-",
@@ -74,6 +92,11 @@ class _Response:
             self.status = message["status"]
             MutableHeaders(scope=message)["x-request-id"] = self._request_id
         await self._send(message)
+
+
+def _head_as_get(scope: Scope) -> Scope:
+    """HEAD is answered as GET; the server itself leaves the body out."""
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
 
 class _ClientGoneError(Exception):

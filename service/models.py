@@ -46,8 +46,11 @@ class Models:
         """
         if self._loading is None:
             self._loading = asyncio.create_task(self._load_all())
-            self._loading.add_done_callback(_report)
         return self._loading
+
+    @property
+    def started(self) -> bool:
+        return self._loading is not None
 
     @property
     def status(self) -> Literal["ready", "starting", "draining", "failed"]:
@@ -117,8 +120,3 @@ class Models:
             return self._runtimes[name]
         bundle = Bundle.load(find_bundle(self._settings.models[name]))
         return load_runtime(bundle, self._settings.backend, self._settings.threads)
-
-
-def _report(loading: asyncio.Task[None]) -> None:
-    if not loading.cancelled() and (error := loading.exception()) is not None:
-        log.error("loading failed: %s", error)

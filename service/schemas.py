@@ -18,7 +18,7 @@ MAX_DEADLINE_MS = 24 * 60 * 60 * 1000
 
 
 def _printable(prompt: str) -> str:
-    if not prompt.strip():
+    if all(character.isspace() or unicodedata.category(character) == "Cf" for character in prompt):
         raise PydanticCustomError("invalid_value", "a prompt needs at least one visible character")
     for position, character in enumerate(prompt):
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":

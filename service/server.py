@@ -6,7 +6,6 @@ import asyncio
 import errno
 import json
 import logging
-import math
 import socket
 import time
 from collections.abc import Callable
@@ -21,6 +20,8 @@ from .models import Models
 from .settings import Settings
 
 BACKLOG = 2048
+PARTING_SECONDS = 5
+"""After the drain, when all pictures are made: for the last answers to leave."""
 
 
 def serve(settings: Settings) -> int:
@@ -114,7 +115,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds) or 1,
+        timeout_graceful_shutdown=PARTING_SECONDS,
     )
 
 

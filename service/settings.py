@@ -54,6 +54,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=1 << 20, ge=1024, description="Largest request body; larger ones get 413"
     )
+    body_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long a request body may take to arrive; slower ones get 408",
+    )
     max_prompt_chars: int = Field(default=4000, ge=1, description="Longest prompt in characters")
     drain_seconds: float = Field(
         default=30.0,

@@ -178,6 +178,33 @@ def test_unexpected_failure_is_an_error_object_with_an_id_in_the_log(
     assert any(record.exc_info for record in logged)
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/health/live", "/health/ready", "/metrics", "/v1/models"])
+def test_head_is_get_without_the_body(shared: Running, path: str) -> None:
+    head, full = shared.client.head(path), shared.client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == full.headers["content-type"]
+
+
+def test_head_of_what_is_only_posted(shared: Running) -> None:
+    assert shared.client.head(ROUTE).status_code == 405
+
+
+def test_an_address_with_a_slash_too_many_is_an_error_like_any_other(shared: Running) -> None:
+    response = shared.client.post(ROUTE + "/", json={"prompt": "a"})
+    assert (response.status_code, error_of(response)["code"]) == (404, "not_found")
+
+
+def test_a_field_without_a_name(shared: Running) -> None:
+    error = error_of(shared.client.post(ROUTE, json={"prompt": "a", "": 1}))
+    assert (error["param"], error["code"]) == ("", "unknown_parameter")
+
+
+@pytest.mark.parametrize("prompt", ["\u200b", " \u2060\n", "\ufeff"])
+def test_a_prompt_that_nobody_can_see(shared: Running, prompt: str) -> None:
+    response = shared.generate(prompt=prompt)
+    assert (response.status_code, error_of(response)["param"]) == (400, "prompt")
+
+
 def test_more_images_than_the_queue_can_ever_hold(settings: Settings) -> None:
     small = settings.model_copy(update={"queue_limit": 4})
     with run_server(small, {"fake": FakeRuntime()}) as running:

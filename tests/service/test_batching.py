@@ -99,6 +99,24 @@ def test_full_queue_is_429_with_a_computed_retry_after(settings: Settings) -> No
         assert running.generate(n=8).status_code == 200
 
 
+def test_those_who_are_refused_together_are_not_told_to_come_back_together(settings: Settings) -> None:
+    runtime = FakeRuntime(ONE_SIZE, call_seconds=0.05)
+    small = settings.model_copy(update={"queue_limit": 4})
+    with run_server(small, {"fake": runtime}) as running:
+        at_once(running, [{"num_inference_steps": 1}] * 4)
+        # What was fast before the queue was ever full says nothing of the pace under load.
+        runtime.gate.clear()
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(running.generate, n=4)
+            wait_until(lambda: running.metric("fewstep_inflight_images") == 4)
+            waits = [int(running.generate(n=2).headers["retry-after-ms"]) for _ in range(4)]
+            runtime.gate.set()
+            assert first.result().status_code == 200
+        slots = np.diff(waits)
+        assert (slots > 0).all(), waits
+        assert waits[0] > 0.5 * slots.max(), waits
+
+
 def test_prompts_of_one_request_are_encoded_once(settings: Settings) -> None:
     runtime = FakeRuntime(ONE_SIZE)
     with run_server(settings, {"fake": runtime}) as running:

@@ -115,9 +115,9 @@ def test_outcomes_by_status(status: int | None, label: str) -> None:
 class Exchange:
     """One request through the envelope, with the messages of the client given."""
 
-    def __init__(self, *incoming: Message, limit: int = 100) -> None:
+    def __init__(self, *incoming: Message, limit: int = 100, seconds: float = 10) -> None:
         self.incoming, self.sent, self.seen = list(incoming), [], b""
-        self.metrics, self.limit = Metrics(), limit
+        self.metrics, self.limit, self.seconds = Metrics(), limit, seconds
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.seen = (await receive())["body"]
@@ -126,13 +126,16 @@ class Exchange:
 
     def run(self, app: Any = None) -> list[Message]:
         async def receive() -> Message:
+            if not self.incoming:
+                await asyncio.sleep(60)
             return self.incoming.pop(0)
 
         async def send(message: Message) -> None:
             self.sent.append(message)
 
         scope = {"type": "http", "method": "POST", "path": "/v1/x", "headers": []}
-        asyncio.run(RequestEnvelope(app or self.app, self.metrics, self.limit)(scope, receive, send))
+        envelope = RequestEnvelope(app or self.app, self.metrics, self.limit, self.seconds)
+        asyncio.run(envelope(scope, receive, send))
         return self.sent
 
     def counted(self, label: str) -> float:
@@ -157,6 +160,15 @@ def test_a_body_that_grows_too_large_is_not_read_to_its_end() -> None:
     assert sent[0]["status"] == 413
     assert len(exchange.incoming) == 47
     assert exchange.seen == b""
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for() -> None:
+    exchange = Exchange(part(b"ab", True), seconds=0.05)
+    sent = exchange.run()
+    assert sent[0]["status"] == 408
+    assert dict(sent[0]["headers"])[b"connection"] == b"close"
+    assert b"body_timeout" in sent[1]["body"]
+    assert exchange.counted("invalid") == 1
 
 
 def test_a_client_that_leaves_while_sending_is_counted_and_not_answered() -> None:

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
 import service.models
+import service.server
 from fake_runtime import FakeRuntime, make_bundle
 from service.server import serve
 from service.settings import Settings
@@ -40,6 +41,7 @@ runtime = FakeRuntime(make_bundle((1,), ((64, 64),)), call_seconds=float(sys.arg
 service.models.Bundle.load = classmethod(lambda cls, path: runtime.bundle)
 service.models.find_bundle = lambda name: name
 service.models.load_runtime = lambda bundle, backend, threads: runtime
+service.server.PARTING_SECONDS = 1
 sys.exit(serve(Settings(port=0, drain_seconds=float(sys.argv[2]))))
 """
 
@@ -120,6 +122,19 @@ def test_a_second_signal_cuts_the_drain_short(tmp_path: Path) -> None:
         assert process.wait(10) == 0
 
 
+def test_a_client_that_never_ends_its_request_does_not_hold_the_server(tmp_path: Path) -> None:
+    with server_process(tmp_path, call_seconds=0.01, drain_seconds=30) as (url, process):
+        address = httpx.URL(url)
+        with socket.create_connection((address.host, address.port), 10) as slow:
+            head = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+            slow.sendall(head + b"half a")
+            assert post(url, num_inference_steps=1).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
 def test_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -149,6 +164,12 @@ def test_bundle_that_cannot_draw(tmp_path: Path, settings: Settings) -> None:
         assert models.status == "failed"
 
     asyncio.run(load())
+
+
+def test_a_failed_start_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ServiceError, match="model a"):
+        serve(read_settings(models=[f"a={tmp_path}"], data_dir=tmp_path, port=0))
+    assert [record for record in caplog.records if "loading failed" in record.getMessage()] == []
 
 
 def test_host_of_another_machine(tmp_path: Path) -> None:

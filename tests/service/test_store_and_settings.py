@@ -151,6 +151,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "queue_limit": ("17", 17),
     "max_wait_ms": ("2.5", 2.5),
     "max_body_bytes": ("4096", 4096),
+    "body_seconds": ("2.5", 2.5),
     "max_prompt_chars": ("77", 77),
     "drain_seconds": ("1.5", 1.5),
     "log_level": ("debug", "debug"),
