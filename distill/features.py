@@ -19,7 +19,7 @@ from .encoders import load_encoder
 from .errors import DistillError
 from .pictures import square
 
-COCO_SIDE = 256
+COCO_SIDE = 256  # as in the code published with SiD-DiT, and customary for COCO
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +16,8 @@ import pytest
 
 from distill.pipeline import find_pipeline
 from engines.bundle import find_bundle
-from fewstep import models
-from fewstep.cli import main
+from fewstep.cli import main, parser
+from fewstep.evaluate import _check
 from fewstep.models import Images, Model, open_model
 
 from ..tiny_encoders import Colours, save_encoder, save_script
@@ -239,10 +241,21 @@ def test_a_bundles_card_is_sealed(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (bundle / "quality.json").exists()
 
 
+def test_the_commands_of_the_protocol_parse() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    commands = re.findall(r"```sh\nfewstep (.*?)```", text, re.DOTALL)
+    assert len(commands) == 2
+    for command in commands:
+        options = parser().parse_args(shlex.split(command.replace("\\\n", "")))
+        _check(options)
+        assert options.images == 10_000
+        assert options.fid_size == 256
+
+
 def test_digests_of_models() -> None:
     names = ["shapes-sana", "shapes-sana-sid", str(find_bundle("shapes-sana-sid"))]
     digests = [open_model(name).digest() for name in names]
     assert len(set(digests)) == 3
     assert digests == [open_model(name).digest() for name in names]
-    assert models.open_model("shapes-sana", few_step=True).digest() not in digests
+    assert open_model("shapes-sana", few_step=True).digest() not in digests
     assert all(np.char.startswith(digests, "sha256:"))
