@@ -59,17 +59,26 @@ def load_encoder(source: str, device: str = "cpu") -> Encoder:
     """The encoder of a `transformers` folder, or of an id on the hub.
 
     Raises:
-        DistillError: there is none, the hub does not give it, it takes no pictures, or it lacks
-            weights (which `transformers` would fill with random ones).
+        DistillError: there is none, the hub does not give it, it takes no pictures, it lacks weights
+            (which `transformers` would fill with random ones), or there is no such device.
     """
     from transformers import AutoModel
 
     quiet()
+    check_device(device)
     model, loading = _from(source, AutoModel, dtype=torch.float32, output_loading_info=True)
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise DistillError(f"{source} lacks weights of a {type(model).__name__}: {missing}, ...")
     return Encoder(_name(source), model.eval().to(device), _processor(source))
+
+
+def check_device(device: str) -> None:
+    """Raises DistillError if there is no such device here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DistillError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def load_tokenizer(source: str) -> Any:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .encoders import load_encoder
+from .encoders import check_device, load_encoder
 from .errors import DistillError
 from .pictures import square
 
@@ -53,6 +53,7 @@ def load_features(source: str, side: int = COCO_SIDE, device: str = "cpu") -> Fe
     Raises:
         DistillError: there is none, it cannot be loaded, or it gives no features.
     """
+    check_device(device)
     if Path(source).suffix in (".pt", ".pth", ".ts"):
         name, content, encode = _torchscript(Path(source), device)
     else:
@@ -72,11 +73,12 @@ def _torchscript(path: Path, device: str) -> tuple[str, str, Callable[[Sequence[
     @torch.no_grad()
     def encode(pictures: Sequence[Image.Image]) -> Tensor:
         pixels = torch.from_numpy(np.stack([np.array(picture) for picture in pictures]))
-        features = module(pixels.permute(0, 3, 1, 2).contiguous().to(device), **settings)
+        try:
+            features = module(pixels.permute(0, 3, 1, 2).contiguous().to(device), **settings)
+        except RuntimeError as error:
+            raise DistillError(f"{path} takes no uint8 pictures [N, 3, H, W]: {_last_line(error)}") from error
         if not isinstance(features, Tensor) or len(features) != len(pictures):
-            raise DistillError(
-                f"{path} gives no features; expected one tensor [N, D] for pictures [N, 3, H, W]"
-            )
+            raise DistillError(f"{path} gives no features; expected one tensor [N, D] for N pictures")
         return features.flatten(1)
 
     return path.stem, hashlib.sha256(path.read_bytes()).hexdigest(), encode
@@ -91,3 +93,8 @@ def _load_script(path: Path, device: str) -> Any:
         raise DistillError(
             f"{path} is not a TorchScript file; weights alone do not say how to compute ({str(error)[:80]})"
         ) from error
+
+
+def _last_line(error: Exception) -> str:
+    """TorchScript puts its own traceback before it."""
+    return str(error).strip().splitlines()[-1]

@@ -124,9 +124,10 @@ def _folder(pictures: Path | None) -> AbstractContextManager[Path | str]:
 def _order(setting: Setting, digest: str, prompts: Sequence[str], seed: int, batch: int) -> Order:
     from distill.evaluation import picture_seeds
     from distill.gallery import Order
+    from distill.hub import name_of
 
     return Order(
-        model=setting.model.folder.name,
+        model=name_of(setting.model.folder),
         digest=digest,
         steps=setting.steps,
         guidance=setting.guidance,

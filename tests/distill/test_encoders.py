@@ -21,7 +21,7 @@ from distill.errors import DistillError
 from distill.features import FeatureNetwork, load_features
 from distill.pictures import square
 
-from ..tiny_encoders import DIMENSIONS, Colours, Halves, Pair, save_encoder, save_script
+from ..tiny_encoders import DIMENSIONS, Colours, Floats, Halves, Pair, save_encoder, save_script
 
 Folders = Callable[[str], Path]
 PROMPTS = ["a red circle", "two blue stars on a white background, and very many more words", "x"]
@@ -165,6 +165,16 @@ def test_what_is_no_script(tmp_path: Path) -> None:
             load_features(str(tmp_path / name))
     with pytest.raises(DistillError, match="gives no features; expected one tensor"):
         script(tmp_path, Pair())(pictures())
+    with pytest.raises(DistillError, match=r"takes no uint8 pictures \[N, 3, H, W\]: RuntimeError: .*type"):
+        script(tmp_path, Floats())(pictures())
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_there(device: str, encoder_folder: Folders, tmp_path: Path) -> None:
+    save_script(Colours(), tmp_path / "net.pt")
+    for source in (tmp_path / "net.pt", encoder_folder("vit")):
+        with pytest.raises(DistillError, match=f"device '{device}' cannot be used"):
+            load_features(str(source), device=device)
 
 
 def test_squares_are_cut_from_the_middle() -> None:
