@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +39,13 @@ class Setting:
 def evaluate(options: argparse.Namespace) -> None:
     from distill.evaluation import markdown_table
     from distill.fidelity import fidelity_table
+    from distill.files import write_json
 
     _check(options)
+    path, card = _card(options.model) if options.card else (None, {})
     rows = _fidelity(options) if options.prompts else _shapes(options)
-    if options.card:
-        _add_to_card(options.model, rows)
+    if path is not None:
+        write_json(path, card | {label: card.get(label, {}) | row for label, row in rows.items()})
     table = fidelity_table if options.prompts else markdown_table
     print(json.dumps(rows, indent=2) if options.json else table(rows))
 
@@ -137,15 +139,18 @@ def _order(setting: Setting, digest: str, prompts: Sequence[str], seed: int, bat
     )
 
 
-def _add_to_card(model: str, rows: Mapping[str, Any]) -> None:
-    """Adds the figures of each row to those that the card has already."""
-    from distill.files import write_json
+def _card(model: str) -> tuple[Path, dict[str, Any]]:
+    """Where a student's card lies, and what it says so far."""
     from distill.pipeline import find_pipeline
     from distill.student import QUALITY_CARD
 
     path = find_pipeline(model) / QUALITY_CARD
-    card = json.loads(path.read_text()) if path.is_file() else {}
-    write_json(path, card | {label: card.get(label, {}) | row for label, row in rows.items()})
+    try:
+        return path, json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise DistillError(
+            f"{path} is not valid JSON ({error}); delete it and the card starts anew"
+        ) from error
 
 
 def _settings(options: argparse.Namespace) -> Iterator[Setting]:

@@ -252,6 +252,15 @@ def test_the_commands_of_the_protocol_parse() -> None:
         assert options.fid_size == 256
 
 
+def test_a_damaged_card_is_told_before_anything_is_measured(
+    student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (student / "quality.json").write_text("{")
+    assert main(["evaluate", str(student), "--images", "2", "--seeds", "0", "--card"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "quality.json is not valid JSON" in line
+
+
 def test_digests_of_models() -> None:
     names = ["shapes-sana", "shapes-sana-sid", str(find_bundle("shapes-sana-sid"))]
     digests = [open_model(name).digest() for name in names]
