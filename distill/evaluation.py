@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .frechet import Gaussian, frechet_distance
 from .progress import progress
-from .shapes.judge import correct, frechet_distance, read
+from .shapes.judge import correct, read
 from .shapes.render import Images, render, render_all
 from .shapes.scenes import ATTRIBUTES, Scene, SceneSet, captions, parse_caption
+from .tables import cell, markdown, summary
 
 Generator = Callable[[Sequence[str], Sequence[int]], Images]
 
@@ -29,8 +31,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """All-attribute accuracy, accuracy of each attribute, Fréchet distance to fresh renders.
 
-    The scenes depend on (split, count, seed) only, so models are compared on the same prompts; image
-    i uses seed `seed * 1_000_000 + i`. Accuracies are shares in 0 ... 1, the Fréchet distance is in
+    The scenes depend on (split, count, seed) only, so models are compared on the same prompts; they
+    start from the noise of `picture_seeds`. Accuracies are shares in 0 ... 1, the Fréchet distance is in
     squared units of the judge's features. Progress is shown under `label`, if there is one.
     """
     scenes = SceneSet(split).draw(np.random.default_rng((seed, 0xE7A1)), count)
@@ -39,7 +41,7 @@ def evaluate(
     return {
         "accuracy": float(right.all(axis=1).mean()),
         "attributes": dict(zip(ATTRIBUTES, right.mean(axis=0).round(4).tolist(), strict=True)),
-        "frechet_distance": frechet_distance(read(images)[0], _reference(split)),
+        "frechet_distance": frechet_distance(Gaussian.of(read(images)[0]), Gaussian.of(_reference(split))),
         "images": len(scenes),
     }
 
@@ -50,13 +52,18 @@ def evaluate_seeds(
     """`evaluate` over several seeds: mean and spread (largest minus smallest) of each figure."""
     runs = [evaluate(generator, split, count, seed, label) for seed in seeds]
     return {
-        "accuracy": _summary([run["accuracy"] for run in runs]),
-        "frechet_distance": _summary([run["frechet_distance"] for run in runs]),
-        "attributes": {name: _summary([run["attributes"][name] for run in runs]) for name in ATTRIBUTES},
+        "accuracy": summary([run["accuracy"] for run in runs]),
+        "frechet_distance": summary([run["frechet_distance"] for run in runs]),
+        "attributes": {name: summary([run["attributes"][name] for run in runs]) for name in ATTRIBUTES},
         "images": count,
         "seeds": list(seeds),
         "split": split,
     }
+
+
+def picture_seeds(seed: int, count: int) -> range:
+    """The seed of each of `count` pictures of an evaluation."""
+    return range(seed * 1_000_000, seed * 1_000_000 + count)
 
 
 def fresh_renders(prompts: Sequence[str], seeds: Sequence[int]) -> Images:
@@ -66,32 +73,23 @@ def fresh_renders(prompts: Sequence[str], seeds: Sequence[int]) -> Images:
 
 
 def _generate(generator: Generator, scenes: Sequence[Scene], seed: int, label: str) -> Images:
-    prompts, images = captions(scenes), []
+    prompts, seeds, images = captions(scenes), picture_seeds(seed, len(scenes)), []
     with progress(label and f"evaluating {label}", len(prompts)) as shown:
         for start in range(0, len(prompts), BATCH):
             batch = prompts[start : start + BATCH]
-            numbers = range(seed * 1_000_000 + start, seed * 1_000_000 + start + len(batch))
-            images.append(generator(batch, numbers))
+            images.append(generator(batch, seeds[start : start + BATCH]))
             shown.update(start + len(batch))
     return np.concatenate(images)
-
-
-def _summary(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": round(float(np.mean(values)), 4), "spread": round(float(np.ptp(values)), 4)}
 
 
 def markdown_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """A Markdown table of `evaluate_seeds` results, one named row each."""
     head = ["model", "accuracy", "Fréchet distance", *(name.replace("_", " ") for name in ATTRIBUTES)]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for name, row in rows.items():
         attributes = [f"{row['attributes'][a]['mean']:.3f}" for a in ATTRIBUTES]
-        lines.append([name, _cell(row["accuracy"], 3), _cell(row["frechet_distance"], 2), *attributes])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(summary: Mapping[str, float], digits: int) -> str:
-    return f"{summary['mean']:.{digits}f} ± {summary['spread'] / 2:.{digits}f}"
+        lines.append([name, cell(row["accuracy"], 3), cell(row["frechet_distance"], 2), *attributes])
+    return markdown(head, lines)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Pipelines of the Hugging Face hub, by repository id."""
+"""Repositories of the Hugging Face hub, by id."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def download(repository: str) -> Path:
     try:
         return Path(DiffusionPipeline.download(repository))
     except (OSError, ValueError, HTTPError) as error:
-        raise DistillError(_explain(repository, error)) from error
+        raise DistillError(explain(repository, error)) from error
 
 
 def name_of(folder: Path) -> str:
@@ -38,7 +38,8 @@ def name_of(folder: Path) -> str:
     return cached[0].removeprefix("models--").replace("--", "/") if cached else folder.name
 
 
-def _explain(repository: str, error: BaseException) -> str:
+def explain(repository: str, error: BaseException) -> str:
+    """What to say and advise when loading `repository` raised `error`."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     page, causes = f"https://huggingface.co/{repository}", list(_causes(error))

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from .errors import DistillError
 from .files import atomic_file
 
 GAP = 2
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
 Images = npt.NDArray[np.uint8]
 
 
@@ -43,3 +45,33 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 def save_grid(rows: Sequence[Images], path: Path, zoom: int = 1) -> None:
     save_picture(grid(rows, zoom), path)
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The picture files of a folder, in the order of their names.
+
+    Raises:
+        DistillError: there are none.
+    """
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in FORMATS)
+    if not found:
+        raise DistillError(f"no pictures in {folder}; expected a folder of {', '.join(FORMATS)} files")
+    return found
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The RGB picture in a file.
+
+    Raises:
+        DistillError: it cannot be read; says which.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DistillError(f"{path} is not a picture that can be read ({error})") from error
+
+
+def square(picture: Image.Image, side: int) -> Image.Image:
+    """The largest square in the middle of a picture, resized (antialiased) to `side` x `side` pixels."""
+    return ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)

@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
 from .errors import DistillError
 from .shapes.scenes import SceneSet, captions
 
@@ -15,20 +18,42 @@ MAX_CHARACTERS = 4000
 def load_prompts(source: str) -> list[str]:
     """Prompts of `source`: `shapes:train`, `shapes:held-out`, or a file.
 
-    A `.jsonl` file holds `{"prompt": ...}` objects, any other one prompt a line; empty lines are
-    skipped.
+    A `.jsonl` file holds `{"prompt": ...}` objects, a `.json` file captions as those of COCO
+    (`{"annotations": [{"image_id": ..., "caption": ...}, ...]}`), any other one prompt a line; empty
+    lines are skipped.
 
     Raises:
-        DistillError: no such set or file, not text, a bad line (with its number), or no prompt at all.
+        DistillError: no such set or file, not text, a bad line or caption (with its number), or no
+            prompt at all.
     """
+    return [prompt for choices in _choices(source) for prompt in choices]
+
+
+def sample_prompts(source: str, count: int | None = None, seed: int = 0) -> list[str]:
+    """`count` prompts of `source` (default: all) in its order, of COCO captions one for each picture.
+
+    The same seed chooses the same, and a smaller `count` a part of what a larger one chooses.
+
+    Raises:
+        DistillError: as `load_prompts`, or `source` has fewer than `count`.
+    """
+    choices, rng = _choices(source), np.random.default_rng((seed, 0xC0C0))
+    if count is not None and count > len(choices):
+        raise DistillError(f"{source} has prompts for {len(choices)} pictures; {count} are wanted")
+    prompts = [captions[rng.integers(len(captions))] for captions in choices]
+    return [prompts[number] for number in sorted(rng.permutation(len(prompts))[:count])]
+
+
+def _choices(source: str) -> list[list[str]]:
+    """For each picture of `source` the prompts that it goes by: one, but several in COCO."""
     if source.startswith("shapes:"):
-        return _shapes(source)
+        return [[prompt] for prompt in _shapes(source)]
     path = Path(source)
     if not path.is_file():
         raise DistillError(
-            f"no prompts {source!r}: give a text or .jsonl file, shapes:train or shapes:held-out"
+            f"no prompts {source!r}: give a .txt, .jsonl or .json file, shapes:train or shapes:held-out"
         )
-    found = list(_parse(path))
+    found = _captions(path) if path.suffix == ".json" else [[prompt] for prompt in _parse(path)]
     if not found:
         raise DistillError(f"prompt file {source} holds no prompt")
     return found
@@ -45,14 +70,46 @@ def _shapes(source: str) -> list[str]:
 
 
 def _parse(path: Path) -> Iterator[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DistillError(f"prompt file {path} is not UTF-8 text (byte {error.start})") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         if line.strip():
             prompt = _from_json(path, number, line) if path.suffix == ".jsonl" else line.strip()
             yield check_prompt(prompt, f"{path}:{number}")
+
+
+class _Caption(BaseModel):
+    image_id: int | str
+    caption: str
+
+
+class _Captions(BaseModel):
+    annotations: list[_Caption]
+
+
+def _captions(path: Path) -> list[list[str]]:
+    """Captions of a COCO file, those of one picture together."""
+    try:
+        found = _Captions.model_validate(json.loads(_text(path))).annotations
+    except json.JSONDecodeError as error:
+        raise DistillError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DistillError(
+            f"{path}: {where}: {first['msg']}; expected COCO captions, "
+            '{"annotations": [{"image_id": ..., "caption": "..."}, ...]}'
+        ) from error
+    pictures: dict[int | str, list[str]] = {}
+    for number, annotation in enumerate(found):
+        caption = check_prompt(annotation.caption.strip(), f"{path}: annotations.{number}")
+        pictures.setdefault(annotation.image_id, []).append(caption)
+    return list(pictures.values())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DistillError(f"prompt file {path} is not UTF-8 text (byte {error.start})") from error
 
 
 def check_prompt(prompt: str, where: str) -> str:

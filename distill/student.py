@@ -114,7 +114,8 @@ def _smaller_if_exact(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.M
 
 def _move_in(staged: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    (out / FILE_NAME).unlink(missing_ok=True)
+    for of_the_one_before in (FILE_NAME, QUALITY_CARD):
+        (out / of_the_one_before).unlink(missing_ok=True)
     for part in sorted(staged.iterdir(), key=lambda path: path.name == FILE_NAME):
         target = out / part.name
         if target.is_dir():

@@ -85,8 +85,10 @@ def _evaluate(rooms: Subparsers[Parser]) -> None:
     )
     command.add_argument("--guidance", type=arguments.numbers, default=[1.0], help="of a teacher, e.g. 1,2,3")
     command.add_argument("--reference", metavar="TEACHER", help="add this teacher's row, with --guidance")
-    command.add_argument("--images", type=arguments.two_or_more, default=500, help="per seed (default: 500)")
-    command.add_argument("--seeds", type=arguments.evaluation_seeds, default=[0, 1, 2], help="default: 0,1,2")
+    command.add_argument(
+        "--images", type=arguments.two_or_more, help="per seed (default: 500; with --prompts, all of them)"
+    )
+    command.add_argument("--seeds", type=arguments.evaluation_seeds, help="default: 0,1,2; with --prompts, 0")
     command.add_argument(
         "--few-step", action="store_true", help="run a teacher as the student that it is before distillation"
     )
@@ -95,8 +97,44 @@ def _evaluate(rooms: Subparsers[Parser]) -> None:
     )
     command.add_argument("--split", choices=["held-out", "train"], default="held-out")
     command.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
-    command.add_argument("--card", action="store_true", help="also write the student's quality.json")
+    command.add_argument(
+        "--card", action="store_true", help="also add the rows to the student's quality.json"
+    )
+    _fidelity(command)
     _device(command)
+
+
+def _fidelity(command: Parser) -> None:
+    group = command.add_argument_group("measured with published networks, on prompts of a file")
+    group.add_argument("--prompts", metavar="FILE", help=".txt, .jsonl or COCO captions .json")
+    group.add_argument(
+        "--clip", metavar="FOLDER_OR_ID", help="CLIP score with this CLIP: a transformers folder or hub id"
+    )
+    group.add_argument(
+        "--fid-features",
+        metavar="NETWORK",
+        help="FID with these features: a transformers folder, a hub id or a TorchScript file (.pt)",
+    )
+    group.add_argument("--reference-images", type=Path, metavar="FOLDER", help="real pictures, for FID")
+    group.add_argument(
+        "--reference-statistics",
+        type=Path,
+        metavar="FILE",
+        help="statistics of the real pictures: used if it is there, else written",
+    )
+    group.add_argument(
+        "--fid-size",
+        type=arguments.positive,
+        default=256,
+        metavar="PIXELS",
+        help="both sets are cropped and resized to squares of it first (default: 256, as usual on COCO)",
+    )
+    group.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="keep the pictures here; a stopped run goes on"
+    )
+    group.add_argument(
+        "--batch", type=arguments.positive, default=16, help="pictures drawn at once (default: 16)"
+    )
 
 
 def _sample(rooms: Subparsers[Parser]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .models import TEACHER_STEPS, Model, default_device, open_model
+from .evaluate import evaluate
+from .models import default_device, open_model
 from .serve import add_settings, serve
 
 __all__ = ["add_settings", "distill", "evaluate", "export", "sample", "serve"]
@@ -35,47 +34,6 @@ def sample(options: argparse.Namespace) -> None:
     images = model.draw(prompts, range(options.seed, options.seed + len(prompts)), steps, options.guidance)
     save_grid([images], options.out, options.zoom)
     print(options.out)
-
-
-def evaluate(options: argparse.Namespace) -> None:
-    from distill.evaluation import evaluate_seeds, fresh_renders, markdown_table
-    from distill.files import write_json
-    from distill.student import QUALITY_CARD
-
-    rows: dict[str, Any] = {}
-    if options.floor:
-        rows["fresh renders"] = evaluate_seeds(fresh_renders, options.split, options.images, options.seeds)
-    for label, model, steps, guidance in _settings_to_measure(options):
-
-        def draw(prompts: Sequence[str], seeds: Sequence[int], m=model, s=steps, g=guidance) -> Any:  # type: ignore[no-untyped-def]
-            return m.draw(prompts, seeds, s, g)
-
-        rows[label] = evaluate_seeds(draw, options.split, options.images, options.seeds, label)
-    if options.card:
-        write_json(open_model(options.model, options.device).folder / QUALITY_CARD, rows)
-    print(json.dumps(rows, indent=2) if options.json else markdown_table(rows))
-
-
-def _settings_to_measure(options: argparse.Namespace) -> Iterator[tuple[str, Model, int, float]]:
-    """Label, model, steps and guidance of each row."""
-    model = open_model(options.model, options.device, options.few_step)
-    if options.reference:
-        reference = open_model(options.reference, options.device)
-        yield from _rows(options.reference, reference, [TEACHER_STEPS], options.guidance)
-    steps = options.steps or list(model.step_counts) or [TEACHER_STEPS]
-    yield from _rows(options.model, model, steps, options.guidance)
-
-
-def _rows(
-    name: str, model: Model, steps: Sequence[int], guidance: Sequence[float]
-) -> Iterator[tuple[str, Model, int, float]]:
-    name = Path(name).name
-    for count in steps:
-        if model.kind != "teacher":
-            yield f"{name}, {count} step{'s' if count > 1 else ''}", model, count, 1.0
-            continue
-        for scale in guidance:
-            yield f"{name}, {count} steps, guidance {scale:g}", model, count, scale
 
 
 def export(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,12 +28,14 @@ class Model:
         folder: Where it lies.
         step_counts: What a student or bundle offers; a teacher takes any count.
         draw: (prompts, seeds, steps, guidance) -> uint8 [N, H, W, 3].
+        digest: SHA-256 of all that its pictures depend on; reads every file.
     """
 
     kind: str
     folder: Path
     step_counts: tuple[int, ...]
     draw: Callable[[Sequence[str], Sequence[int], int, float], Images]
+    digest: Callable[[], str]
 
     @property
     def default_steps(self) -> int:
@@ -78,7 +81,8 @@ def _bundle(folder: Path) -> Model:
     def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Images:
         return generate(runtime, prompts, seeds, steps)
 
-    return Model("bundle", folder, tuple(sorted(runtime.bundle.spec.levels)), draw)
+    bundle = runtime.bundle
+    return Model("bundle", folder, tuple(sorted(bundle.spec.levels)), draw, lambda: bundle.digest)
 
 
 def _pipeline(pipeline: Pipeline) -> Model:
@@ -90,6 +94,9 @@ def _pipeline(pipeline: Pipeline) -> Model:
             return to_images(sample_student(pipeline, prompts, seeds, steps))
         return to_images(sample_teacher(pipeline, prompts, seeds, steps, guidance))
 
-    if pipeline.spec is None:
-        return Model("teacher", pipeline.folder, (), draw)
-    return Model("student", pipeline.folder, tuple(sorted(pipeline.spec.levels)), draw)
+    def digest() -> str:
+        spec = pipeline.spec.model_dump_json() if pipeline.spec else ""
+        return f"sha256:{hashlib.sha256((pipeline.digest() + spec).encode()).hexdigest()}"
+
+    kind, counts = ("student", tuple(sorted(pipeline.spec.levels))) if pipeline.spec else ("teacher", ())
+    return Model(kind, pipeline.folder, counts, draw, digest)

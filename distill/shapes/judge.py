@@ -101,15 +101,3 @@ def correct(images: Images, scenes: Sequence[Scene]) -> npt.NDArray[np.bool_]:
     """Which attributes of which picture are as its scene says, bool [N, 6] in the order of `ATTRIBUTES`."""
     right: npt.NDArray[np.bool_] = read(images)[1] == np.array([scene.labels for scene in scenes])
     return right
-
-
-def frechet_distance(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    """Fréchet distance of two feature sets [N, D] taken as Gaussians (Heusel et al. 2017, eq. 6).
-
-    The trace of the root of the product of covariances is taken from eigenvalues, which are real
-    and not negative since both covariances are positive semi-definite.
-    """
-    mean = float(np.sum((a.mean(0) - b.mean(0)) ** 2))
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    eigenvalues = np.linalg.eigvals(cov_a @ cov_b).real.clip(min=0)
-    return mean + float(np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(eigenvalues).sum())

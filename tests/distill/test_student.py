@@ -15,7 +15,7 @@ from distill.pipeline import Pipeline, folder_digest, load_pipeline
 from distill.recipe import Recipe
 from distill.sampler import guided_network, rollout
 from distill.spec import FILE_NAME, GeneratorSpec
-from distill.student import new_spec, replace_student, save_student
+from distill.student import QUALITY_CARD, new_spec, replace_student, save_student
 
 PROMPTS = ["a red circle on a white background", "a blue star above a green square on a pink background"]
 
@@ -128,3 +128,21 @@ def test_a_student_replaces_an_older_one_and_leaves_the_record(student: Path, tm
     replace_student(student, out)
     assert GeneratorSpec.load(out) == GeneratorSpec.load(student)
     assert (out / "run").is_dir()
+
+
+def test_a_quality_card_goes_with_its_student(student: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """It is not taken for that of the next student in the same folder."""
+    teacher = load_pipeline(str(tiny_teacher))
+    wanted = (
+        teacher,
+        teacher.transformer.state_dict(),
+        new_spec(teacher, Recipe(teacher="t")),
+        tmp_path / "s",
+    )
+    save_student(*wanted, quality={"score": 1.0})
+    assert (tmp_path / "s" / QUALITY_CARD).is_file()
+    save_student(*wanted)
+    assert not (tmp_path / "s" / QUALITY_CARD).exists()
+    save_student(*wanted, quality={"score": 2.0})
+    replace_student(student, tmp_path / "s")
+    assert not (tmp_path / "s" / QUALITY_CARD).exists()

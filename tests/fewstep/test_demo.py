@@ -16,7 +16,7 @@ from PIL import Image
 from distill.recipe import load_recipe
 from distill.shapes.scenes import parse_caption
 from engines.bundle import find_bundle
-from fewstep import commands, demo
+from fewstep import demo
 from fewstep.cli import main
 from fewstep.models import Model
 
@@ -135,7 +135,7 @@ class Draws:
             self.asked.append((name, steps, guidance))
             return np.zeros((len(prompts), 64, 64, 3), np.uint8)
 
-        return Model(kind, Path(name), counts, draw)
+        return Model(kind, Path(name), counts, draw, lambda: "")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_evaluate_measures_a_row_for_every_setting(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     draws = Draws()
-    monkeypatch.setattr(commands, "open_model", draws.open)
+    monkeypatch.setattr("fewstep.evaluate.open_model", draws.open)
     assert main(["evaluate", *arguments, "--images", "2", "--seeds", "0", "--json"]) == 0
     assert draws.asked == expected
     rows = json.loads(capsys.readouterr().out)
