@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,20 +31,25 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     options = parser().parse_args(argv)
+    return exit_code(options.command, lambda: options.run(options))
+
+
+def exit_code(command: str, run: Callable[[], int | None]) -> int:
+    """That of `run()`: its own, or that of its error, which is told in one line."""
     try:
-        return int(options.run(options) or 0)
+        return int(run() or 0)
     except (DistillError, EngineError, ServiceError) as error:
-        return _say(options, error, WRONG)
+        return _say(command, error, WRONG)
     except (RunFailed, OSError) as error:
-        return _say(options, error, FAILED)
+        return _say(command, error, FAILED)
     except ModuleNotFoundError as error:
-        return _say(options, f"{error.name} is not installed: pip install 'fewstep[distill]'", WRONG)
+        return _say(command, f"{error.name} is not installed: pip install 'fewstep[distill]'", WRONG)
     except (Interrupted, KeyboardInterrupt) as error:
-        return _say(options, error if str(error) else "interrupted", INTERRUPTED)
+        return _say(command, error if str(error) else "interrupted", INTERRUPTED)
 
 
-def _say(options: argparse.Namespace, error: object, code: int) -> int:
-    print(f"fewstep {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+def _say(command: str, error: object, code: int) -> int:
+    print(f"fewstep {command}: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 

@@ -23,6 +23,7 @@ from distill.sampler import sample_student, sample_teacher
 from distill.student import new_spec
 from engines.export import export_student
 
+from .cli import exit_code
 from .models import TEACHER_STEPS, default_device
 
 PROMPTS = (
@@ -36,13 +37,17 @@ PROMPTS = (
 FEW, GUIDANCE, PICTURES = (1, 4), 2.0, 128
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", default="8000")
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--recipe", default="shapes-sana-demo")
     parser.add_argument("--picture-of", metavar="STUDENT", help="only draw OUT/before-after.png of a student")
     options = parser.parse_args()
+    return exit_code("demo", lambda: _demo(options))
+
+
+def _demo(options: argparse.Namespace) -> None:
     if options.picture_of:
         return compare(load_recipe(options.recipe), options.picture_of, options.out)
     run(options.recipe, options.out)
@@ -111,4 +116,4 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distill.errors import Interrupted, RunFailed
 from distill.recipe import load_recipe
 from distill.shapes.scenes import parse_caption
 from engines.bundle import find_bundle
@@ -106,6 +107,21 @@ def test_the_demo_ends_as_the_server_of_the_shipped_student(
     demo.main()
     serve = [sys.executable, "-m", "fewstep", "serve", "--port", "8123"]
     assert order == [("shapes-sana-demo", tmp_path), (sys.executable, serve)]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(Interrupted("stopped at 3"), 130), (RunFailed("NaN"), 1), (OSError(28, "full"), 1)]
+)
+def test_a_demo_that_does_not_end_well_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(demo, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    assert demo.main() == code
+    assert capsys.readouterr().err == f"fewstep demo: {error}\n"
 
 
 def test_a_picture_of_a_given_student_trains_and_serves_nothing(
