@@ -46,7 +46,7 @@ class Family:
         sigmas: Levels of N teacher steps before the scheduler shifts them; by default its own.
         instruction: The prefix it was trained with, if there is one.
         optional: Parts that its pipelines may lack.
-        guidance: Whether it can have a guidance input, `conditioning["guidance"]` [B].
+        guidance: Whether its teachers can have a guidance input, `conditioning["guidance"]` [B].
     """
 
     name: str
