@@ -99,7 +99,7 @@ def with_guidance(conditioning: Conditioning, value: float | None) -> Conditioni
     if value is None:
         return conditioning
     some = next(iter(conditioning.values()))
-    return {**conditioning, "guidance": torch.full((len(some),), value, device=some.device)}
+    return {**conditioning, "guidance": torch.full((some.shape[0],), value, device=some.device)}
 
 
 def repeat(conditioning: Conditioning, times: int) -> Conditioning:
