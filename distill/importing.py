@@ -21,7 +21,7 @@ from .files import atomic_folder
 from .flow import level_of_angle
 from .pipeline import Pipeline, family_of, find_pipeline, forget_paths, load_pipeline, read_json
 from .recipe import Text
-from .releases import INDEX, SPRINT, Checkpoint, Sampling, Size, parts, sampling_of
+from .releases import INDEX, SPRINT, Candidate, Sampling, Size, parts, sampling_of
 from .sampler import scheduled_levels
 from .spec import FILE_NAME, GeneratorSpec, Sampler, uniform_levels
 from .student import model_card, stock_scheduler
@@ -55,16 +55,18 @@ def import_student(source: str, out: Path, **wishes: Any) -> GeneratorSpec:
     return spec
 
 
-def examine(source: str) -> Checkpoint:
+def examine(source: str) -> Candidate:
     """Reads the configuration of a pipeline folder.
 
     Raises:
         DistillError: it is a single file, pickled, incomplete, or a student already.
     """
     path = Path(source)
-    _refuse_pickles([path] if path.is_file() else path.glob("*") if not (path / INDEX).is_file() else [])
     if path.is_file():
+        _refuse_pickles([path])
         raise DistillError(f"{path} is a file: a whole diffusers pipeline folder is needed")
+    if path.is_dir() and not (path / INDEX).is_file():
+        _refuse_pickles(path.iterdir())
     folder = find_pipeline(source)
     if (folder / FILE_NAME).is_file():
         raise DistillError(f"{folder} is a student folder already: `fewstep export` takes it as it is")
@@ -73,7 +75,7 @@ def examine(source: str) -> Checkpoint:
             raise DistillError(f"{folder}: no {part}, which {INDEX} names; is the download complete?")
         _refuse_pickles((folder / part).iterdir())
     configs = [folder / "transformer" / "config.json", folder / "scheduler" / "scheduler_config.json"]
-    return Checkpoint(folder, hub.name_of(folder.resolve()), family_of(folder), *map(read_json, configs))
+    return Candidate(folder, hub.name_of(folder.resolve()), family_of(folder), *map(read_json, configs))
 
 
 def sprint_levels(steps: int) -> tuple[float, ...]:
@@ -105,7 +107,7 @@ def _refuse_pickles(files: Iterable[Path]) -> None:
         )
 
 
-def _load(found: Checkpoint, sampling: Sampling) -> Pipeline:
+def _load(found: Candidate, sampling: Sampling) -> Pipeline:
     """The pipeline, only to see that it is whole: its files are what is copied."""
     instruction = sampling.instruction and found.family.instruction is not None
     return load_pipeline(
@@ -117,7 +119,7 @@ def _load(found: Checkpoint, sampling: Sampling) -> Pipeline:
     )
 
 
-def _spec(found: Checkpoint, pipeline: Pipeline, sampling: Sampling) -> GeneratorSpec:
+def _spec(found: Candidate, pipeline: Pipeline, sampling: Sampling) -> GeneratorSpec:
     size = sampling.size or pipeline.default_size
     channels = pipeline.latent_shape(size)[0]
     try:
@@ -140,7 +142,7 @@ def _spec(found: Checkpoint, pipeline: Pipeline, sampling: Sampling) -> Generato
 
 
 def _levels(
-    found: Checkpoint, pipeline: Pipeline, sampler: Sampler, steps: int, size: Size
+    found: Candidate, pipeline: Pipeline, sampler: Sampler, steps: int, size: Size
 ) -> tuple[float, ...]:
     if sampler == "sid":
         return sprint_levels(steps) if found.sprint else uniform_levels(steps)
@@ -153,7 +155,7 @@ def _levels(
     return scheduled_levels(pipeline, steps, size)
 
 
-def _copy(found: Checkpoint, pipeline: Pipeline, spec: GeneratorSpec, staged: Path) -> None:
+def _copy(found: Candidate, pipeline: Pipeline, spec: GeneratorSpec, staged: Path) -> None:
     """The pipeline's files, with the stock pipeline and scheduler that sample as `spec` says."""
     safe = shutil.ignore_patterns(*(f"*{ending}" for ending in PICKLES))
     for part in parts(found.folder):

@@ -227,8 +227,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        DistillError: it is not JSON, or not an object.
+        DistillError: it is not there, not JSON, or not an object.
     """
+    if not path.is_file():
+        raise DistillError(f"there is no {path}; is the download complete?")
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -267,7 +269,10 @@ def _check_whole(folder: Path, modules: Any) -> None:
         if isinstance(part, torch.nn.Module):
             missing = [weight for weight, value in part.state_dict().items() if value.is_meta]
             if missing:
-                raise DistillError(f"{folder / name}: {len(missing)} weights missing, {missing[0]} for one")
+                names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+                raise DistillError(
+                    f"{folder / name}: weights are missing: {names}; is the download complete?"
+                )
 
 
 def forget_paths(folder: Path) -> None:

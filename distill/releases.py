@@ -26,7 +26,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Candidate:
     """A pipeline folder by its configuration; no weight has been read.
 
     Attributes:
@@ -85,16 +85,16 @@ class Release:
 
     Attributes:
         name: In words.
-        matches: Whether a checkpoint is one.
+        matches: Whether a candidate is one.
         sampling: As its authors sample it; sources in `docs/import.md`.
     """
 
     name: str
-    matches: Callable[[Checkpoint], bool]
+    matches: Callable[[Candidate], bool]
     sampling: Sampling
 
 
-def _is_schnell(found: Checkpoint) -> bool:
+def _is_schnell(found: Candidate) -> bool:
     """FLUX without its teacher's guidance input and without the shift by the picture's size."""
     flux = found.family.guidance
     return flux and not found.guidance_input and not found.scheduler.get("use_dynamic_shifting")
@@ -112,7 +112,7 @@ RELEASES = (
 )
 
 
-def sampling_of(found: Checkpoint, wishes: Mapping[str, Any]) -> Sampling:
+def sampling_of(found: Candidate, wishes: Mapping[str, Any]) -> Sampling:
     """How `found` is sampled: as published, but for `wishes`, fields of `Sampling` by name.
 
     Raises:

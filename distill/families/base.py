@@ -40,7 +40,8 @@ class Family:
         velocity: (transformer, x_BCHW, time_B, conditioning) -> v_BCHW = E[eps - x0 | x_t].
         decode: (vae, x0_BCHW) -> pictures [B, 3, H, W] in -1 ... 1 (not clipped).
         stock_arguments: What the stock pipeline has to be told to do the same as `embed` does.
-        aliases: Other pipeline classes that its checkpoints name in `model_index.json`.
+        aliases: Other pipeline classes that its checkpoints name in `model_index.json`, those of SiD-DiT's
+            own code among them.
         trigflow: Whether its checkpoints come with a TrigFlow scheduler (SANA-Sprint).
         packing: Side of the square of latent positions that `velocity` folds into channels.
         sigmas: Levels of N teacher steps before the scheduler shifts them; by default its own.

@@ -91,8 +91,9 @@ SANA = Family(
     velocity=velocity,
     decode=decode,
     stock_arguments=stock_arguments,
+    aliases=("SiDSanaPipeline",),
     instruction=instruction,
 )
 SANA_SPRINT = replace(
-    SANA, name="sana-sprint", time_scale=1.0, aliases=("SanaSprintPipeline",), trigflow=True
+    SANA, name="sana-sprint", time_scale=1.0, aliases=("SanaSprintPipeline", *SANA.aliases), trigflow=True
 )

@@ -240,12 +240,14 @@ def test_a_shift_by_size_is_that_of_the_students_size(tiny: Tiny, tmp_path: Path
     assert spec.guidance_embedding == 3.5
 
 
-@pytest.mark.parametrize("damage", ["part", "tensor", "file", "torn"])
+@pytest.mark.parametrize("damage", ["part", "config", "tensor", "file", "torn"])
 def test_incomplete_folders_are_refused(original: Callable[[str], Path], tmp_path: Path, damage: str) -> None:
     folder = Path(shutil.copytree(original("FLUX.1-schnell"), tmp_path / "FLUX.1-schnell"))
     (weights,) = (folder / "transformer").glob("*.safetensors")
     if damage == "part":
         shutil.rmtree(folder / "vae")
+    elif damage == "config":
+        (folder / "transformer" / "config.json").unlink()
     elif damage == "tensor":
         tensors = load_file(weights)
         del tensors["proj_out.bias"]
@@ -256,7 +258,8 @@ def test_incomplete_folders_are_refused(original: Callable[[str], Path], tmp_pat
         weights.write_bytes(weights.read_bytes()[:-1000])
     message = {
         "part": "no vae, which model_index.json names; is the download complete",
-        "tensor": "transformer: 1 weights missing, proj_out.bias for one",
+        "config": "there is no .*transformer/config.json; is the download complete",
+        "tensor": "transformer: weights are missing: proj_out.bias; is the",
     }.get(damage, "cannot be loaded")
     with pytest.raises(DistillError, match=message):
         import_student(str(folder), tmp_path / "s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -47,6 +48,19 @@ def test_releases_are_recognised(tiny: Tiny, tmp_path: Path, name: str) -> None:
     architecture, expected = NAMED[name]
     found = examine(copied(tiny, architecture, tmp_path / name))
     assert [release.name for release in RELEASES if release.matches(found)] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [("sd3.5", "SD3"), ("flux", "Flux"), ("sana", "Sana"), ("sana-sprint", "Sana")]
+)
+def test_pipeline_classes_of_sids_own_code_are_known(
+    tiny: Tiny, tmp_path: Path, architecture: str, kind: str
+) -> None:
+    folder = copied(tiny, architecture, tmp_path / "SiD-DiT-x")
+    edit(Path(folder) / "model_index.json", _class_name=f"SiD{kind}Pipeline")
+    import_student(folder, tmp_path / "s")
+    stock = json.loads((tmp_path / "s" / "model_index.json").read_text())["_class_name"]
+    assert stock == {"SD3": "StableDiffusion3Pipeline"}.get(kind, f"{kind}Pipeline")
 
 
 @pytest.mark.parametrize("name", TEACHERS)
