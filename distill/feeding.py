@@ -24,7 +24,7 @@ def feeding(family: Family, modules: Any, wish: Text) -> tuple[TextSpec, ...]:
     specs = [_fitting(spec, modules) for spec in family.text if getattr(modules, spec.tokenizer) is not None]
     last = specs[-1]
     if (wish.length or wish.instruction) and last.tokenizer != family.text[-1].tokenizer:
-        raise DistillError(f"recipe: text: this teacher has no {family.text[-1].tokenizer}")
+        raise DistillError(f"text: this model has no {family.text[-1].tokenizer}")
     if wish.length:
         last = last.model_copy(update={"max_length": wish.length})
     if wish.instruction:
@@ -41,7 +41,7 @@ def _instruction(family: Family, wish: Text) -> str:
     if isinstance(wish.instruction, str):
         return wish.instruction
     if family.instruction is None:
-        raise DistillError(f"recipe: text.instruction: {family.name} was trained without one; give its words")
+        raise DistillError(f"text.instruction: {family.name} was trained without one; give its words")
     return family.instruction()
 
 

@@ -68,6 +68,11 @@ def trigflow_from_rf(x_t: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
     return x_t / scale, torch.atan2(t_B, 1 - t_B)
 
 
+def level_of_angle(theta: Tensor) -> Tensor:
+    """The t of the same signal-to-noise ratio as TrigFlow's theta: tan(theta) = t / (1 - t)."""
+    return theta.sin() / (theta.sin() + theta.cos())
+
+
 def logit_normal(
     count: int, generator: torch.Generator, mean: float = math.log(2), std: float = 1.6, device: str = "cpu"
 ) -> Tensor:

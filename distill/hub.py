@@ -21,7 +21,7 @@ def download(repository: str) -> Path:
     """The folder of a repository's pipeline in the hub's cache, fetched if it is not there yet.
 
     Raises:
-        DistillError: gated, missing or out of reach; the message says what to do.
+        DistillError: gated, missing, out of reach or of a foreign class; the message says what to do.
     """
     from diffusers import DiffusionPipeline
     from httpx import HTTPError
@@ -30,6 +30,11 @@ def download(repository: str) -> Path:
         return Path(DiffusionPipeline.download(repository))
     except (OSError, ValueError, HTTPError) as error:
         raise DistillError(explain(repository, error)) from error
+    except AttributeError as error:  # diffusers looks the pipeline class up before it fetches
+        raise DistillError(
+            f"{repository} names a pipeline class that diffusers does not have: fetch it with "
+            f"`hf download {repository} --local-dir DIR` and give DIR"
+        ) from error
 
 
 def name_of(folder: Path) -> str:

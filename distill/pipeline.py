@@ -139,29 +139,36 @@ def find_pipeline(name_or_path: str) -> Path:
 
 
 def load_pipeline(
-    name_or_path: str, device: str = "cpu", text: Text | None = None, time_scale: float | None = None
+    name_or_path: str,
+    device: str = "cpu",
+    text: Text | None = None,
+    time_scale: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    few_step: bool = False,
 ) -> Pipeline:
-    """Loads a teacher or student in float32.
+    """Loads a teacher or student.
 
     Args:
         name_or_path: A folder, the name of a shipped pipeline, or an id on the hub.
         device: Where it is to run.
         text: How a teacher's tokenizers are fed, where it is not the family's default.
         time_scale: A teacher's, where it is not the family's. A student's own file says both.
+        dtype: Of the weights in memory.
+        few_step: Take few-step models that no student folder has been made of, too.
 
     Raises:
         DistillError: no such folder, not a diffusers pipeline, an unknown family, or not flow matching.
     """
     folder = find_pipeline(name_or_path)
-    family = _family(folder, _check_flow_matching(folder))
+    family = family_of(folder)
     spec = GeneratorSpec.load(folder) if (folder / FILE_NAME).is_file() else None
-    modules = _load(folder, family, device)
+    modules = _load(folder, family, device, dtype)
     if spec is not None:
         return Pipeline(folder, family, spec.text, spec.time_scale, modules, spec)
-    if has_guidance_input(modules.transformer) and not family.guidance:
+    if has_guidance_input(modules.transformer) and not family.guidance and not few_step:
         raise DistillError(
             f"{folder}: the transformer has a guidance input, which no {family.name} teacher has: this is "
-            "a few-step model; its teacher is meant (for SANA-Sprint …_teacher_diffusers)"
+            "a few-step model; its teacher is meant (for SANA-Sprint …_teacher_diffusers), or `fewstep import`"
         )
     scale = time_scale or family.time_scale * modules.transformer.config.get("timestep_scale", 1.0)
     return Pipeline(folder, family, feeding(family, modules, text or Text()), scale, modules)
@@ -185,8 +192,14 @@ def folder_digest(folder: Path) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def _family(folder: Path, trigflow: bool) -> Family:
-    name = _json(folder / "model_index.json").get("_class_name")
+def family_of(folder: Path) -> Family:
+    """The family of a pipeline folder, by its `model_index.json` and its scheduler.
+
+    Raises:
+        DistillError: an unknown pipeline, or not flow matching.
+    """
+    trigflow = _check_flow_matching(folder)
+    name = read_json(folder / "model_index.json").get("_class_name")
     for family in FAMILIES.values():
         if name in (family.pipeline, *family.aliases) and family.trigflow == trigflow:
             return family
@@ -199,7 +212,7 @@ def _check_flow_matching(folder: Path) -> bool:
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         raise DistillError(f"{folder}: no scheduler/scheduler_config.json; is the download complete?")
-    config = _json(path)
+    config = read_json(path)
     name = str(config.get("_class_name"))
     prediction = config.get("prediction_type")
     if not (name.startswith("FlowMatch") or prediction in ("flow_prediction", "trigflow")):
@@ -210,7 +223,14 @@ def _check_flow_matching(folder: Path) -> bool:
     return prediction == "trigflow"
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DistillError: it is not there, not JSON, or not an object.
+    """
+    if not path.is_file():
+        raise DistillError(f"there is no {path}; is the download complete?")
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -220,15 +240,16 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _load(folder: Path, family: Family, device: str) -> Any:
+def _load(folder: Path, family: Family, device: str, dtype: torch.dtype) -> Any:
     import diffusers
 
     quiet()
-    absent = family.absent(_json(folder / "model_index.json"))
+    absent = family.absent(read_json(folder / "model_index.json"))
     try:
-        modules = getattr(diffusers, family.pipeline).from_pretrained(folder, dtype=torch.float32, **absent)
+        modules = getattr(diffusers, family.pipeline).from_pretrained(folder, dtype=dtype, **absent)
     except (OSError, ValueError) as error:
         raise DistillError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
+    _check_whole(folder, modules)
     if family.trigflow:  # its scheduler steps angles and consistency models
         modules.register_modules(scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=TRIGFLOW_SHIFT))
     modules.set_progress_bar_config(disable=True)
@@ -240,6 +261,18 @@ def _load(folder: Path, family: Family, device: str) -> Any:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise DistillError(f"device {device!r} cannot be used: {reason}") from error
+
+
+def _check_whole(folder: Path, modules: Any) -> None:
+    """Weights that a file lacks are left without memory by diffusers, and without a word."""
+    for name, part in modules.components.items():
+        if isinstance(part, torch.nn.Module):
+            missing = [weight for weight, value in part.state_dict().items() if value.is_meta]
+            if missing:
+                names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+                raise DistillError(
+                    f"{folder / name}: weights are missing: {names}; is the download complete?"
+                )
 
 
 def forget_paths(folder: Path) -> None:

@@ -69,7 +69,8 @@ def rollout(
     """The clean estimate D after the first `steps` of `levels` (default: all of them).
 
     x = (1 - t) D + t e;  D = x - t v(x, t). Steps before the last run without building a graph, and
-    with `grad` back-propagation passes through the last network evaluation only (`sid.md` 2.2).
+    with `grad` back-propagation passes through the last network evaluation only (`sid.md` 2.2). Under
+    `ddim` each step is an Euler step of the flow: (1 - t') D + t' e = x + (t' - t) v.
     """
     steps = steps or len(levels)
     first = noise(0)
@@ -154,8 +155,7 @@ def sample_teacher(
         scale,
         embed,
     )
-    scheduler = copy.deepcopy(pipeline.modules.scheduler)
-    scheduler.set_timesteps(steps, device=pipeline.device, **_schedule(pipeline, steps))
+    scheduler = _scheduler(pipeline, steps, pipeline.default_size)
     x = seeded_noise(seeds, pipeline.latent_shape(), pipeline.device)(0)
     for timestep in scheduler.timesteps:
         t_B = (timestep / scheduler.config.num_train_timesteps).expand(len(x))
@@ -163,20 +163,28 @@ def sample_teacher(
     return pipeline.decode(x)
 
 
-def _schedule(pipeline: Pipeline, steps: int) -> dict[str, Any]:
-    """What else the stock pipeline tells its scheduler: levels, and their shift by the picture's size."""
+def scheduled_levels(pipeline: Pipeline, steps: int, size: tuple[int, int]) -> tuple[float, ...]:
+    """The levels at which the stock pipeline runs its network in `steps` steps, its shift included."""
+    return tuple(_scheduler(pipeline, steps, size).sigmas[:-1].tolist())
+
+
+def _scheduler(pipeline: Pipeline, steps: int, size: tuple[int, int]) -> Any:
+    """A copy of the pipeline's scheduler, told what the stock pipeline tells it: how many steps, their
+    levels, and their shift by the picture's size."""
     arguments: dict[str, Any] = {}
     if pipeline.family.sigmas is not None:
         arguments["sigmas"] = pipeline.family.sigmas(steps)
     if pipeline.modules.scheduler.config.get("use_dynamic_shifting"):
-        arguments["mu"] = _shift(pipeline)
-    return arguments
+        arguments["mu"] = _shift(pipeline, size)
+    scheduler = copy.deepcopy(pipeline.modules.scheduler)
+    scheduler.set_timesteps(steps, device=pipeline.device, **arguments)
+    return scheduler
 
 
-def _shift(pipeline: Pipeline) -> float:
+def _shift(pipeline: Pipeline, size: tuple[int, int]) -> float:
     """The logarithm of the shift: a straight line in the number of picture tokens."""
     config = pipeline.modules.scheduler.config
-    _, height, width = pipeline.latent_shape()
+    _, height, width = pipeline.latent_shape(size)
     tokens = (height // pipeline.patch) * (width // pipeline.patch)
     few, many = config.base_image_seq_len, config.max_image_seq_len
     slope = (config.max_shift - config.base_shift) / (many - few)

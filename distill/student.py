@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FlowMatchLCMScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 from torch import Tensor
 
 from .files import staging_folder, write_json
@@ -17,14 +18,15 @@ from .recipe import Recipe
 from .spec import FILE_NAME, GeneratorSpec
 
 QUALITY_CARD = "quality.json"
+DISTILLED = "Distilled with Score identity Distillation (arXiv 2509.25127)."
 
 MODEL_CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
 ---
-# {steps}-step student of {teacher}
+# {title}
 
-Distilled with Score identity Distillation (arXiv 2509.25127). Samples without guidance:
+{about} Samples without classifier-free guidance:
 
 ```python
 from diffusers import {pipeline}
@@ -32,7 +34,7 @@ from diffusers import {pipeline}
 pipe = {pipeline}.from_pretrained("this folder")
 image = pipe(
     "a red circle on a white background",
-    sigmas={levels},  # of {steps} steps; other step counts are listed in generator.json
+    {schedule},  # {steps} step{plural}; other step counts are listed in generator.json
     guidance_scale={guidance},
     height={height},
     width={width},{extra}
@@ -76,7 +78,8 @@ def save_student(
     with staging_folder(out) as staged:
         _assembled(teacher, weights, spec, dtype).save_pretrained(staged)
         forget_paths(staged)
-        (staged / "README.md").write_text(_card(teacher, spec))
+        title = f"{max(spec.levels)}-step student of {spec.teacher}"
+        (staged / "README.md").write_text(model_card(teacher, spec, title, DISTILLED))
         if quality is not None:
             write_json(staged / QUALITY_CARD, quality)
         spec.save(staged)
@@ -100,9 +103,15 @@ def _assembled(teacher: Pipeline, weights: dict[str, Tensor], spec: GeneratorSpe
     modules.register_modules(
         transformer=transformer.to(dtype),
         vae=_smaller_if_exact(modules.vae, dtype),
-        scheduler=FlowMatchLCMScheduler(shift=1.0),
+        scheduler=stock_scheduler(spec),
     )
     return modules
+
+
+def stock_scheduler(spec: GeneratorSpec) -> Any:
+    """The scheduler with which stock diffusers follows `spec`; none keeps the first noise (`fixed`)."""
+    kind = FlowMatchEulerDiscreteScheduler if spec.renoise == "ddim" else FlowMatchLCMScheduler
+    return kind(shift=1.0)
 
 
 def _smaller_if_exact(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
@@ -123,21 +132,44 @@ def _move_in(staged: Path, out: Path) -> None:
         part.replace(target)
 
 
-def _card(teacher: Pipeline, spec: GeneratorSpec) -> str:
+def model_card(
+    pipeline: Pipeline,
+    spec: GeneratorSpec,
+    title: str,
+    about: str,
+    stock: str | None = None,
+    schedule: Mapping[str, object] | None = None,
+) -> str:
+    """The `README.md` of a student folder, with the call that samples it in stock diffusers.
+
+    Args:
+        pipeline: What the student was made of.
+        spec: Of the student.
+        title: Its heading.
+        about: A sentence on how it was made.
+        stock: The pipeline class, if it is not the family's.
+        schedule: What that class has to be told to run the levels, if it is not `sigmas`.
+    """
     steps = max(spec.levels)
     width, height = spec.default_size
     last = spec.text[-1]
     extra = {
         "max_sequence_length": last.kept or last.max_length,
-        **teacher.family.stock_arguments(spec.text),
+        **pipeline.family.stock_arguments(spec.text),
     }
     return MODEL_CARD.format(
+        title=title,
+        about=about,
         steps=steps,
-        teacher=spec.teacher,
-        pipeline=teacher.family.pipeline,
-        levels=list(spec.levels[steps]),
+        plural="s" if steps > 1 else "",
+        pipeline=stock or pipeline.family.pipeline,
+        schedule=", ".join(_arguments(schedule or {"sigmas": list(spec.levels[steps])})),
         guidance=1 if spec.guidance_embedding is None else spec.guidance_embedding,
         height=height,
         width=width,
-        extra="".join(f"\n    {name}={value!r}," for name, value in extra.items()),
+        extra="".join(f"\n    {argument}," for argument in _arguments(extra)),
     )
+
+
+def _arguments(values: Mapping[str, object]) -> list[str]:
+    return [f"{name}={value!r}" for name, value in values.items()]

@@ -70,6 +70,8 @@ class SamplerSpec(BaseModel):
 
     family: str
     levels: dict[int, tuple[float, ...]]
+    sampler: Literal["sid", "euler"] = "sid"
+    """The loop asks `renoise` alone: an Euler step is re-noising by `ddim`."""
     renoise: Literal["fresh", "fixed", "ddim"]
     time_scale: float
     text: tuple[TextSpec, ...]

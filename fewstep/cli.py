@@ -60,6 +60,7 @@ def parser() -> Parser:
     _distill(rooms)
     _evaluate(rooms)
     _sample(rooms)
+    _import(rooms)
     _export(rooms)
     _serve(rooms)
     _shapes(rooms)
@@ -157,6 +158,28 @@ def _sample(rooms: Subparsers[Parser]) -> None:
     command.add_argument("--out", type=Path, default=Path("sample.png"))
     command.add_argument("--zoom", type=arguments.positive, default=1, help="enlarge the file's pixels")
     _device(command)
+
+
+def _import(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("import", help="few-step model that others have distilled -> student folder")
+    command.set_defaults(run=commands.import_pipeline)
+    command.add_argument("pipeline", help="diffusers pipeline folder, or its id on the hub")
+    command.add_argument("--out", type=Path, required=True, metavar="STUDENT")
+    known = "where it is not as published; needed for a model that is not known"
+    command.add_argument("--sampler", choices=["sid", "euler"], help=known)
+    command.add_argument("--steps", type=arguments.positives, help="step counts to offer, e.g. 1,2,4")
+    command.add_argument("--guidance", type=arguments.number, help="of a network that takes it as an input")
+    command.add_argument(
+        "--text-length", type=arguments.positive, metavar="TOKENS", help="of the encoder of long texts"
+    )
+    command.add_argument(
+        "--no-instruction",
+        dest="instruction",
+        action="store_const",
+        const=False,
+        help="without SANA's instruction before each prompt",
+    )
+    command.add_argument("--size", type=arguments.size, metavar="WxH", help="default: the pipeline's own")
 
 
 def _export(rooms: Subparsers[Parser]) -> None:

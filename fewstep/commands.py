@@ -11,7 +11,7 @@ from .evaluate import evaluate
 from .models import default_device, open_model
 from .serve import add_settings, serve
 
-__all__ = ["add_settings", "distill", "evaluate", "export", "sample", "serve"]
+__all__ = ["add_settings", "distill", "evaluate", "export", "import_pipeline", "sample", "serve"]
 
 
 def distill(options: argparse.Namespace) -> None:
@@ -44,6 +44,22 @@ def export(options: argparse.Namespace) -> None:
         find_pipeline(options.student), options.out, sizes=options.size, precision=options.precision
     )
     print(f"{bundle.path} {bundle.digest}")
+
+
+def import_pipeline(options: argparse.Namespace) -> None:
+    from distill.importing import import_student
+
+    spec = import_student(
+        options.pipeline,
+        options.out,
+        sampler=options.sampler,
+        steps=tuple(options.steps) if options.steps else None,
+        guidance=options.guidance,
+        text_length=options.text_length,
+        instruction=options.instruction,
+        size=options.size,
+    )
+    print(f"{options.out} {spec.teacher}, sampler {spec.sampler}, steps {', '.join(map(str, spec.levels))}")
 
 
 def shapes_render(options: argparse.Namespace) -> None:

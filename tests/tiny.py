@@ -127,6 +127,11 @@ def sd35_medium() -> DiffusionPipeline:
     return sd3(dual_attention_layers=(0,), qk_norm="rms_norm")
 
 
+def sd35_large() -> DiffusionPipeline:
+    """Also its few-step Turbo, whose configuration is the same."""
+    return sd3(qk_norm="rms_norm")
+
+
 def sd3_without_t5() -> DiffusionPipeline:
     return sd3(with_t5=False)
 
@@ -156,7 +161,9 @@ def flux(guidance_embeds: bool = True) -> DiffusionPipeline:
 
 
 def flux_schnell() -> DiffusionPipeline:
-    return flux(guidance_embeds=False)
+    pipeline = flux(guidance_embeds=False)
+    pipeline.register_modules(scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0))
+    return pipeline
 
 
 def sana() -> DiffusionPipeline:
@@ -175,11 +182,21 @@ def sana_sprint() -> DiffusionPipeline:
     return SanaSprintPipeline(**{**parts, "scheduler": SCMScheduler()})
 
 
+def sana_sprint_few_step() -> DiffusionPipeline:
+    """SANA-Sprint itself: with the guidance input."""
+    pipeline = sana_sprint()
+    network = pipeline.transformer
+    pipeline.register_modules(transformer=type(network).from_config(network.config, guidance_embeds=True))
+    return pipeline
+
+
 PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sana": sana,
     "sana-sprint": sana_sprint,
+    "sana-sprint-few-step": sana_sprint_few_step,
     "sd3": sd3,
     "sd3.5": sd35_medium,
+    "sd3.5-large": sd35_large,
     "sd3-without-t5": sd3_without_t5,
     "flux": flux,
     "flux-schnell": flux_schnell,

@@ -40,13 +40,14 @@ class Family:
         velocity: (transformer, x_BCHW, time_B, conditioning) -> v_BCHW = E[eps - x0 | x_t].
         decode: (vae, x0_BCHW) -> pictures [B, 3, H, W] in -1 ... 1 (not clipped).
         stock_arguments: What the stock pipeline has to be told to do the same as `embed` does.
-        aliases: Other pipeline classes that its checkpoints name in `model_index.json`.
+        aliases: Other pipeline classes that its checkpoints name in `model_index.json`, those of SiD-DiT's
+            own code among them.
         trigflow: Whether its checkpoints come with a TrigFlow scheduler (SANA-Sprint).
         packing: Side of the square of latent positions that `velocity` folds into channels.
         sigmas: Levels of N teacher steps before the scheduler shifts them; by default its own.
         instruction: The prefix it was trained with, if there is one.
         optional: Parts that its pipelines may lack.
-        guidance: Whether it can have a guidance input, `conditioning["guidance"]` [B].
+        guidance: Whether its teachers can have a guidance input, `conditioning["guidance"]` [B].
     """
 
     name: str
@@ -99,7 +100,7 @@ def with_guidance(conditioning: Conditioning, value: float | None) -> Conditioni
     if value is None:
         return conditioning
     some = next(iter(conditioning.values()))
-    return {**conditioning, "guidance": torch.full((len(some),), value, device=some.device)}
+    return {**conditioning, "guidance": torch.full((some.shape[0],), value, device=some.device)}
 
 
 def repeat(conditioning: Conditioning, times: int) -> Conditioning:

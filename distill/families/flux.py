@@ -78,6 +78,7 @@ FLUX = Family(
     embed=embed,
     velocity=velocity,
     decode=decode,
+    aliases=("SiDFluxPipeline",),
     packing=PACKING,
     sigmas=sigmas,
     guidance=True,

@@ -7,6 +7,10 @@ tan(theta) = t / (1 - t), s = sqrt(t^2 + (1 - t)^2) and latents in units of sigm
 
 and this is the TrigFlow velocity just if F = E[eps - x0 | x_rf]. So the raw transformer is a
 rectified-flow network that is told t itself instead of 1000 t, and nothing else differs.
+
+The few-step SANA-Sprint is that network with a guidance input besides. Its sampler (SCM) goes on from
+a clean estimate D to the angle theta' as cos(theta') D + sin(theta') z with new noise z; times s' this
+is (1 - t') D + t' z. So it is the re-noising loop of SiD at the levels that its angles stand for.
 """
 
 from __future__ import annotations
@@ -45,9 +49,15 @@ def velocity(transformer: Any, x_BCHW: Tensor, time_B: Tensor, conditioning: Con
         encoder_hidden_states=conditioning["prompt_embeds"],
         encoder_attention_mask=conditioning["prompt_attention_mask"],
         timestep=time_B,
+        guidance=_guidance(transformer.config, conditioning),
         return_dict=False,
     )[0]
     return v_BCHW[:, : x_BCHW.shape[1]]  # checkpoints with a learned variance carry it in further channels
+
+
+def _guidance(config: Any, conditioning: Conditioning) -> Tensor | None:
+    """Of SANA-Sprint: the scale in the network's own units, a tenth of it."""
+    return conditioning["guidance"] * config.guidance_embeds_scale if config.guidance_embeds else None
 
 
 def decode(vae: Any, x0_BCHW: Tensor) -> Tensor:
@@ -81,8 +91,9 @@ SANA = Family(
     velocity=velocity,
     decode=decode,
     stock_arguments=stock_arguments,
+    aliases=("SiDSanaPipeline",),
     instruction=instruction,
 )
 SANA_SPRINT = replace(
-    SANA, name="sana-sprint", time_scale=1.0, aliases=("SanaSprintPipeline",), trigflow=True
+    SANA, name="sana-sprint", time_scale=1.0, aliases=("SanaSprintPipeline", *SANA.aliases), trigflow=True
 )

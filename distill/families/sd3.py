@@ -72,5 +72,6 @@ SD3 = Family(
     embed=embed,
     velocity=velocity,
     decode=decode,
+    aliases=("SiDSD3Pipeline",),
     optional=("text_encoder_3", "tokenizer_3"),
 )

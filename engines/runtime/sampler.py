@@ -1,7 +1,8 @@
 """The few-step sampler over NumPy arrays.
 
 At level t the network sees x = (1 - t) D + t e and gives v; D = x - t v is the next estimate of the
-clean latents, and the last one is decoded. Levels fall from 1, where D does not matter.
+clean latents, and the last one is decoded. Levels fall from 1, where D does not matter. With the
+noise that x implies (`ddim`) this is an Euler step of the flow: (1 - t') D + t' e = x + (t' - t) v.
 
 Noise is a function of (seed, step) alone, so a picture depends on neither its neighbours in the
 batch nor the order in which steps of different requests are run.

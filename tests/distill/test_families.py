@@ -125,7 +125,7 @@ def test_sanas_own_instruction_is_that_of_stock_diffusers() -> None:
     ("name", "wish", "message"),
     [
         ("sd3", Text(instruction=True), "sd3 was trained without one"),
-        ("sd3-without-t5", Text(length=77), "this teacher has no tokenizer_3"),
+        ("sd3-without-t5", Text(length=77), "this model has no tokenizer_3"),
         ("flux-schnell", Text(instruction=True), "flux was trained without one"),
     ],
 )

@@ -58,6 +58,12 @@ def test_what_is_said(monkeypatch: pytest.MonkeyPatch, error: Exception, message
     assert "\n" not in str(caught.value)
 
 
+def test_a_class_of_its_own_is_fetched_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, AttributeError("module diffusers has no attribute SiDFluxPipeline"))
+    with pytest.raises(DistillError, match="names a pipeline class that diffusers does not have: fetch it"):
+        find_pipeline("YGu1998/SiD-DiT-Flux-1024-res")
+
+
 def test_offline_nothing_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The real download, with the hub's own switch."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

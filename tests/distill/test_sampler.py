@@ -51,6 +51,26 @@ def test_the_loop_by_hand(renoise: str) -> None:
     assert all(t_B.shape == (2,) for _, t_B, _ in network.calls)
 
 
+@given(st.lists(st.floats(0.02, 0.98), max_size=3, unique=True))
+def test_with_the_implied_noise_the_loop_is_eulers(later: list[float]) -> None:
+    """x <- x + (t' - t) v down to t = 0, from one noise."""
+    levels = (1.0, *sorted(later, reverse=True))
+
+    def network(x: Tensor, t_B: Tensor) -> Tensor:
+        return (0.5 * x + t_B[:, None, None, None]).tanh()
+
+    x, drawn = noises()[0].double(), []
+
+    def noise(step: int) -> Tensor:
+        drawn.append(step)
+        return noises()[step].double()
+
+    for t, following in zip(levels, (*levels[1:], 0.0), strict=True):
+        x = x + (following - t) * network(x, torch.full((2,), t))
+    assert_close(rollout(network, levels, noise, "ddim"), x, atol=1e-6, rtol=0)
+    assert drawn == [0]
+
+
 def test_first_input_is_pure_noise() -> None:
     network = Recorder()
     rollout(network, uniform_levels(4), noises().__getitem__, steps=1)

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from distill.errors import DistillError
+from distill.pipeline import SHIPPED
 from distill.spec import FILE_NAME, GeneratorSpec, TextSpec
 from engines.bundle import SamplerSpec
 
@@ -42,6 +43,26 @@ def test_the_runtimes_read_the_same_settings_from_it() -> None:
         assert mine == other, name
     assert ours.latent_shape() == theirs.latent_shape((64, 32)) == (8, 4, 8)
     assert ours.text[0].apply(" A Cat ") == theirs.text[0].apply(" A Cat ") == "a cat"
+
+
+def test_euler_goes_with_the_noise_that_x_implies(tmp_path: Path) -> None:
+    euler = example(sampler="euler", renoise="ddim")
+    euler.save(tmp_path)
+    assert GeneratorSpec.load(tmp_path) == euler
+    assert SamplerSpec.model_validate(euler.model_dump(mode="json")).sampler == "euler"
+    for renoise in ("fresh", "fixed"):
+        with pytest.raises(ValidationError, match=f"sampler euler goes with renoise ddim, got {renoise}"):
+            example(sampler="euler", renoise=renoise)
+    with pytest.raises(ValidationError, match="'sid' or 'euler'"):
+        SamplerSpec.model_validate({**example().model_dump(mode="json"), "sampler": "heun"})
+
+
+def test_files_from_before_the_sampler_was_named_stay_as_they_are() -> None:
+    """So the digests of students and bundles do, too."""
+    shipped = SHIPPED / "shapes-sana-sid"
+    spec = GeneratorSpec.load(shipped)
+    assert spec.sampler == "sid"
+    assert spec.model_dump(mode="json") == json.loads((shipped / FILE_NAME).read_text())
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchLCMScheduler, SanaPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, SanaPipeline
 
 from distill.pictures import to_images
 from distill.pipeline import Pipeline, folder_digest, load_pipeline
 from distill.recipe import Recipe
 from distill.sampler import guided_network, rollout
-from distill.spec import FILE_NAME, GeneratorSpec
+from distill.spec import FILE_NAME, GeneratorSpec, Renoise
 from distill.student import QUALITY_CARD, new_spec, replace_student, save_student
 
 PROMPTS = ["a red circle on a white background", "a blue star above a green square on a pink background"]
@@ -64,10 +64,38 @@ def test_stock_diffusers_and_our_sampler_draw_the_same_picture(student: Path, st
 
 
 @torch.no_grad()
-def draw(pipeline: Pipeline, noises: list[torch.Tensor], steps: int) -> Any:
+def draw(pipeline: Pipeline, noises: list[torch.Tensor], steps: int, renoise: Renoise = "fresh") -> Any:
     network = guided_network(pipeline.transformer, pipeline.family, 1000.0, pipeline.embed(PROMPTS))
     assert pipeline.spec is not None
-    return to_images(pipeline.decode(rollout(network, pipeline.spec.levels[steps], noises.__getitem__)))
+    latents = rollout(network, pipeline.spec.levels[steps], noises.__getitem__, renoise)
+    return to_images(pipeline.decode(latents))
+
+
+def test_a_student_that_implies_its_noise_is_stepped_by_eulers_scheduler(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
+    teacher = load_pipeline(str(tiny_teacher))
+    weights = {name: value + 0.01 for name, value in teacher.transformer.state_dict().items()}
+    recipe = Recipe(teacher=str(tiny_teacher), renoise="ddim")
+    save_student(teacher, weights, new_spec(teacher, recipe), tmp_path / "s", torch.float32)
+    ours, stock = load_pipeline(str(tmp_path / "s")), SanaPipeline.from_pretrained(tmp_path / "s")
+    stock.set_progress_bar_config(disable=True)
+    assert isinstance(stock.scheduler, FlowMatchEulerDiscreteScheduler)
+    noise = torch.randn(2, *ours.latent_shape(), generator=torch.Generator().manual_seed(7))
+    expected = stock(
+        PROMPTS,
+        sigmas=[1.0, 0.75, 0.5, 0.25],
+        guidance_scale=1,
+        latents=noise,
+        height=64,
+        width=64,
+        max_sequence_length=ours.text[0].max_length,
+        use_resolution_binning=False,
+        complex_human_instruction=None,
+        output_type="np",
+    ).images
+    got = draw(ours, [noise], 4, "ddim")
+    assert np.abs(got.astype(float) - (expected * 255).round()).max() <= 1
 
 
 def test_parts_that_training_left_alone_are_kept_exactly(student: Path, tiny_teacher: Path) -> None:

@@ -143,6 +143,18 @@ def test_the_loop_agrees_with_that_of_training(rule, steps):
     assert np.allclose(found, expected.numpy(), atol=1e-5)
 
 
+@given(SEEDS, st.lists(st.floats(0.01, 0.99), max_size=3, unique=True))
+def test_an_euler_student_is_stepped_along_the_flow(seed, later):
+    """x <- x + (t' - t) v from one noise, levels uneven as of a shifted scheduler, the last t' = 0."""
+    levels = (1.0, *sorted(later, reverse=True))
+    changes = {"sampler": "euler", "levels": {len(levels): levels}}
+    found = sample(Linear(), spec("ddim").model_copy(update=changes), ["abc"], [seed], len(levels), (40, 24))
+    x = noise(seed, 0, SHAPE).astype(np.float64)
+    for t, following in zip(levels, (*levels[1:], 0.0), strict=True):
+        x = x + (following - t) * (0.3 * x + t + 0.3)
+    assert np.allclose(found[0], x, atol=1e-5)
+
+
 @given(st.lists(st.tuples(SEEDS, st.text(max_size=5)), min_size=1, max_size=5), st.sampled_from([1, 2, 4]))
 def test_an_image_does_not_depend_on_its_batch(images, steps):
     seeds, prompts = [seed for seed, _ in images], [prompt for _, prompt in images]

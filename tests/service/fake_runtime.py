@@ -17,8 +17,11 @@ LEVELS = {1: (1.0,), 2: (1.0, 0.5), 4: (1.0, 0.75, 0.5, 0.25)}
 
 
 def make_bundle(
-    batch_sizes: tuple[int, ...] = (1, 2, 4, 8), sizes: tuple[Size, ...] = ((64, 64), (64, 32))
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8),
+    sizes: tuple[Size, ...] = ((64, 64), (64, 32)),
+    **sampler: object,
 ) -> Bundle:
+    """A bundle of no files; `sampler` are settings of its spec."""
     spec = {
         "family": "fake",
         "levels": {str(steps): levels for steps, levels in LEVELS.items()},
@@ -29,6 +32,7 @@ def make_bundle(
         "latent_channels": 4,
         "downsampling": 8,
         "default_size": [64, 64],
+        **sampler,
     }
     manifest = Manifest(
         name="fake",
