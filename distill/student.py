@@ -34,12 +34,17 @@ from diffusers import {pipeline}
 pipe = {pipeline}.from_pretrained("this folder")
 image = pipe(
     "a red circle on a white background",
-    {schedule},  # {steps} step{plural}; other step counts are listed in generator.json
+    {schedule},  # {steps} step{plural}
     guidance_scale={guidance},
     height={height},
     width={width},{extra}
 ).images[0]
 ```
+{others}"""
+
+OTHER_STEPS = """
+Other step counts: {levels}.
+A bare `num_inference_steps` makes the scheduler choose levels of its own, which the student was never trained at.
 """
 
 
@@ -168,7 +173,14 @@ def model_card(
         height=height,
         width=width,
         extra="".join(f"\n    {argument}," for argument in _arguments(extra)),
+        others="" if schedule else _other_steps(spec),
     )
+
+
+def _other_steps(spec: GeneratorSpec) -> str:
+    *others, _ = sorted(spec.levels)
+    levels = ", ".join(f"{steps} is `sigmas={list(spec.levels[steps])}`" for steps in others)
+    return OTHER_STEPS.format(levels=levels or "none")
 
 
 def _arguments(values: Mapping[str, object]) -> list[str]:

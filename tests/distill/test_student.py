@@ -34,7 +34,9 @@ def test_the_folder_is_a_stock_pipeline(student: Path) -> None:
     assert isinstance(pipeline.scheduler, FlowMatchLCMScheduler)
     assert pipeline.scheduler.config.shift == 1
     assert pipeline.transformer.dtype == torch.float32
-    assert "sigmas=[1.0, 0.75, 0.5, 0.25]" in (student / "README.md").read_text()
+    card = (student / "README.md").read_text()
+    assert "sigmas=[1.0, 0.75, 0.5, 0.25],  # 4 steps" in card
+    assert "1 is `sigmas=[1.0]`, 2 is `sigmas=[1.0, 0.5]`" in card
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
