@@ -80,7 +80,7 @@ def sana(vae: Any) -> SanaPipeline:
     )
 
 
-def sd3(vae: Any, width: int = 128, layers: int = 6) -> StableDiffusion3Pipeline:
+def sd3(vae: Any, width: int = 96, layers: int = 5) -> StableDiffusion3Pipeline:
     """As the medium model of 3.5: qk-norm everywhere, dual attention in the first half."""
     clip_tokenizer, t5_tokenizer = new_clip_tokenizer(), new_t5_tokenizer()
     transformer = SD3Transformer2DModel(
@@ -111,7 +111,7 @@ def sd3(vae: Any, width: int = 128, layers: int = 6) -> StableDiffusion3Pipeline
     )
 
 
-def flux(vae: Any, width: int = 128, layers: tuple[int, int] = (3, 6)) -> FluxPipeline:
+def flux(vae: Any, width: int = 96, layers: tuple[int, int] = (3, 5)) -> FluxPipeline:
     """As the dev model: double blocks, then single ones, and a guidance input."""
     clip_tokenizer, t5_tokenizer = new_clip_tokenizer(), new_t5_tokenizer()
     transformer = FluxTransformer2DModel(
@@ -144,12 +144,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         bfloat16=False,
     ),
     "sd3": Architecture(
-        "AutoencoderKL", sd3, Schedule(steps=5000, batch=64, lr=1.2e-3, warmup=200, ema=0.999)
+        "AutoencoderKL", sd3, Schedule(steps=9000, batch=64, lr=1.5e-3, warmup=200, ema=0.999)
     ),
     "flux": Architecture(
         "AutoencoderKL",
         flux,
-        Schedule(steps=5000, batch=64, lr=1.2e-3, warmup=200, ema=0.999),
+        Schedule(steps=9000, batch=64, lr=1.5e-3, warmup=200, ema=0.999),
         guidance=Schedule(steps=800, batch=64, lr=5e-4, warmup=50, ema=0.99),
     ),
 }

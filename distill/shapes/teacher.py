@@ -151,7 +151,8 @@ def _reading_loss(logits: Tensor, labels: Tensor, captioned: Tensor) -> Tensor:
 
 
 def _save(pipeline: Any, out: Path) -> None:
-    """Large parts in half precision: it halves the folder, and stock diffusers loads them as float32."""
+    """Large parts in half precision: it halves the folder, and stock diffusers loads them as float32
+    (text encoders it would leave in half precision, beside a transformer that is not)."""
     pipeline.vae.half()
     pipeline.transformer.half()
     with atomic_folder(out) as folder:
