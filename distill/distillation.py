@@ -32,8 +32,8 @@ def distill(recipe: Recipe, out: Path, resume: bool = False, device: str = "cpu"
     prompts = load_prompts(recipe.prompts)  # first, for a teacher may have to be fetched
     teacher = load_pipeline(recipe.teacher, device, recipe.text, recipe.time_scale)
     run = Run(out, recipe, new_spec(teacher, recipe), _quality(recipe))
-    run.prepare(resume)
     trainer = Trainer(recipe, teacher, prompts, run)
+    run.prepare(resume)
     if resume:
         run.checkpoints.load(trainer.state)
     with run.recording(trainer.state.iteration):

@@ -128,6 +128,11 @@ def find_pipeline(name_or_path: str) -> Path:
     for candidate in (SHIPPED / name_or_path, Path(name_or_path)):
         if (candidate / "model_index.json").is_file():
             return candidate
+    if (Path(name_or_path) / "pytorch_lora_weights.safetensors").is_file():
+        raise DistillError(
+            f"{name_or_path} holds a LoRA, which diffusers loads beside its teacher; for a student of its "
+            "own distil with adapter.save=merged"
+        )
     if Path(name_or_path).is_dir():
         raise DistillError(f"{name_or_path} is not a diffusers pipeline folder: it has no model_index.json")
     if hub.is_repository(name_or_path):

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -83,6 +84,20 @@ class Optimizer(Strict):
     """`cosine` lets both rates fall to zero at the end (not in the paper; steadies short runs)."""
 
 
+class Adapter(Strict):
+    """What is trained beside frozen weights that all three roles share (LoRA, arXiv 2106.09685)."""
+
+    type: Literal["lora"] = "lora"
+    rank: PositiveInt = 64
+    alpha: PositiveInt | None = None
+    """The update is scaled by alpha / rank; by default 1."""
+    targets: tuple[str, ...] | None = None
+    """Ends of the names of the adapted layers, e.g. `[to_q, to_v]`; by default the family's projections
+    of attention and feed-forward layers."""
+    save: Literal["merged", "lora"] = "merged"
+    """`merged` leaves an ordinary student; `lora` a small folder for diffusers' `load_lora_weights`."""
+
+
 class Recipe(Strict):
     """One distillation.
 
@@ -124,6 +139,12 @@ class Recipe(Strict):
     noise_levels: NoiseLevels = NoiseLevels()
     optimizer: Optimizer = Optimizer()
 
+    adapter: Adapter | None = None
+    """`lora`, or its settings: fake score network and generator are adapters on the teacher's own
+    weights, so that one copy of these is in memory instead of three. Default: all weights are trained."""
+    activation_checkpointing: bool = False
+    """Activations of all three networks are computed again in the backward pass instead of kept."""
+
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay per iteration of the moving average of the generator; none in the paper."""
     keep: Literal["ema", "live", "both"] | None = None
@@ -139,6 +160,11 @@ class Recipe(Strict):
     quality_images: int = Field(default=256, ge=2)
     samples_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 100
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -221,7 +247,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         parent: Any = Recipe
         for part in first["loc"][:-1]:
-            parent = parent.model_fields[part].annotation
+            annotation = parent.model_fields[part].annotation
+            parent = next(iter(get_args(annotation)), annotation)  # X | None is X
         return f"unknown key {where!r}; known: {', '.join(parent.model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message} (got {first['input']!r})" if where else message

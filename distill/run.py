@@ -31,9 +31,10 @@ from .pipeline import Pipeline
 from .progress import Progress
 from .recipe import Recipe
 from .report import Iteration
+from .roles import merged
 from .spec import GeneratorSpec
 from .state import State
-from .student import save_student
+from .student import save_lora, save_student
 
 
 class Training(Protocol):
@@ -165,9 +166,12 @@ class Run:
 
     def save(self, training: Training, out: Path, module: torch.nn.Module | None = None) -> None:
         """Writes the student as it is now to `out`."""
-        weights = (module or training.student).state_dict()
-        dtype = getattr(torch, self.recipe.save_dtype)
-        save_student(training.teacher, weights, self.spec, out, dtype, self.last_quality or None)
+        role, adapter = module or training.student, self.recipe.adapter
+        dtype, quality = getattr(torch, self.recipe.save_dtype), self.last_quality or None
+        if adapter is not None and adapter.save == "lora":
+            save_lora(training.teacher, role, self.spec, out, dtype, quality)
+        else:
+            save_student(training.teacher, merged(role), self.spec, out, dtype, quality)
 
 
 def fixed_prompts(prompts: Sequence[str]) -> list[str]:

@@ -1,15 +1,16 @@
-"""The state of a distillation: two trained copies of the teacher, their optimizers, the average."""
+"""The state of a distillation: two trained roles, their optimizers, the average."""
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from . import roles
 from .recipe import Recipe
 
 
@@ -29,36 +30,52 @@ class State:
     """Iterations in a row in which every image was dropped."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            name: part.state_dict() if hasattr(part, "state_dict") else part
-            for name, part in vars(self).items()
-            if part is not None
-        }
+        return {name: _saved(part) for name, part in vars(self).items() if part is not None}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         for name, value in saved.items():
             part = getattr(self, name)
-            if hasattr(part, "load_state_dict"):
+            if isinstance(part, nn.Module):
+                roles.load_weights(part, value)
+            elif hasattr(part, "load_state_dict"):
                 part.load_state_dict(value)
             else:
                 setattr(self, name, value)
 
 
-def new_state(recipe: Recipe, transformer: nn.Module) -> State:
-    """Generator and fake network as copies of the teacher, each with an Adam of its own."""
-    generator, fake = copy.deepcopy(transformer).train(), copy.deepcopy(transformer).train()
+def _saved(part: Any) -> Any:
+    if isinstance(part, nn.Module):
+        return roles.weights(part)
+    return part.state_dict() if hasattr(part, "state_dict") else part
+
+
+def new_state(recipe: Recipe, transformer: nn.Module, targets: Sequence[str] = ()) -> State:
+    """Generator and fake network as the teacher is, each with an Adam of its own.
+
+    Args:
+        recipe: Says what of them is trained, and how.
+        transformer: The teacher's.
+        targets: Ends of the names of the layers that an adapter changes by default.
+
+    Raises:
+        DistillError: the recipe's adapter does not fit the network.
+    """
+    generator, fake = (
+        roles.new_role(transformer, recipe.adapter, targets, 2 * recipe.seed + number) for number in (0, 1)
+    )
     wanted = recipe.optimizer
 
     def adam(module: nn.Module, rate: float) -> torch.optim.Optimizer:
         betas = (wanted.beta1, wanted.beta2)
-        return torch.optim.Adam(module.parameters(), rate, betas=betas, eps=wanted.eps, fused=True)
+        parameters = roles.trained(module).values()
+        return torch.optim.Adam(parameters, rate, betas=betas, eps=wanted.eps, fused=True)
 
     return State(
         generator,
         fake,
-        adam(generator.requires_grad_(True), wanted.lr_generator),
-        adam(fake.requires_grad_(True), wanted.lr_fake),
-        copy.deepcopy(transformer).requires_grad_(False) if recipe.ema else None,
+        adam(generator, wanted.lr_generator),
+        adam(fake, wanted.lr_fake),
+        roles.average_of(generator) if recipe.ema else None,
     )
 
 
@@ -77,5 +94,6 @@ def set_rates(state: State, recipe: Recipe) -> None:
 def follow(ema: nn.Module | None, live: nn.Module, decay: float | None) -> None:
     """ema <- decay ema + (1 - decay) live."""
     if ema is not None and decay is not None:
-        for average, value in zip(ema.parameters(), live.parameters(), strict=True):
+        pairs = zip(roles.trained(ema).values(), roles.trained(live).values(), strict=True)
+        for average, value in pairs:
             average.lerp_(value, 1 - decay)

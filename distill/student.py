@@ -12,6 +12,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 from torch import Tensor
 
+from .errors import DistillError
 from .files import staging_folder, write_json
 from .pipeline import Pipeline, forget_paths, quiet
 from .recipe import Recipe
@@ -29,9 +30,7 @@ pipeline_tag: text-to-image
 {about} Samples without classifier-free guidance:
 
 ```python
-from diffusers import {pipeline}
-
-pipe = {pipeline}.from_pretrained("this folder")
+{load}
 image = pipe(
     "a red circle on a white background",
     {schedule},  # {steps} step{plural}
@@ -47,9 +46,27 @@ Other step counts: {levels}.
 A bare `num_inference_steps` makes the scheduler choose levels of its own, which the student was never trained at.
 """
 
+LOAD = """from diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained("this folder")"""
+LOAD_LORA = """from diffusers import FlowMatchLCMScheduler, {pipeline}
+
+pipe = {pipeline}.from_pretrained("{teacher}")
+pipe.scheduler = FlowMatchLCMScheduler(shift=1.0)
+pipe.load_lora_weights("this folder")"""
+
 
 def new_spec(teacher: Pipeline, recipe: Recipe) -> GeneratorSpec:
-    """The spec of a student of `teacher` made by `recipe`."""
+    """The spec of a student of `teacher` made by `recipe`.
+
+    Raises:
+        DistillError: the recipe asks for a LoRA, and the student needs another configuration than the teacher.
+    """
+    if recipe.adapter and recipe.adapter.save == "lora" and teacher.family.trigflow:
+        raise DistillError(
+            f"recipe: adapter.save: a LoRA cannot carry the time scale of a {teacher.family.name} student; "
+            "use merged"
+        )
     return GeneratorSpec(
         family=teacher.family.name,
         levels=recipe.levels,
@@ -83,11 +100,31 @@ def save_student(
     with staging_folder(out) as staged:
         _assembled(teacher, weights, spec, dtype).save_pretrained(staged)
         forget_paths(staged)
-        title = f"{max(spec.levels)}-step student of {spec.teacher}"
-        (staged / "README.md").write_text(model_card(teacher, spec, title, DISTILLED))
-        if quality is not None:
-            write_json(staged / QUALITY_CARD, quality)
-        spec.save(staged)
+        _describe(staged, teacher, spec, LOAD, quality)
+        _move_in(staged, out)
+
+
+def save_lora(
+    teacher: Pipeline,
+    role: torch.nn.Module,
+    spec: GeneratorSpec,
+    out: Path,
+    dtype: torch.dtype = torch.float16,
+    quality: dict[str, Any] | None = None,
+) -> None:
+    """Writes `role`'s adapter to the folder `out` for diffusers' `load_lora_weights`, as `save_student` does.
+
+    The folder needs the teacher beside it, so no other command takes it.
+    """
+    from peft import get_peft_model_state_dict
+
+    layers = {name: value.to(dtype).contiguous() for name, value in get_peft_model_state_dict(role).items()}
+    settings = role.peft_config["default"].to_dict()  # type: ignore[index,union-attr]
+    with staging_folder(out) as staged:
+        type(teacher.modules).save_lora_weights(
+            staged, transformer_lora_layers=layers, transformer_lora_adapter_metadata=settings
+        )
+        _describe(staged, teacher, spec, LOAD_LORA, quality)
         _move_in(staged, out)
 
 
@@ -126,6 +163,16 @@ def _smaller_if_exact(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.M
     return smaller if all(torch.equal(a, b.to(a.dtype)) for a, b in pairs) else module
 
 
+def _describe(
+    folder: Path, teacher: Pipeline, spec: GeneratorSpec, load: str, quality: dict[str, Any] | None
+) -> None:
+    title = f"{max(spec.levels)}-step student of {spec.teacher}"
+    (folder / "README.md").write_text(model_card(teacher, spec, title, DISTILLED, load=load))
+    if quality is not None:
+        write_json(folder / QUALITY_CARD, quality)
+    spec.save(folder)
+
+
 def _move_in(staged: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for of_the_one_before in (FILE_NAME, QUALITY_CARD):
@@ -144,6 +191,7 @@ def model_card(
     about: str,
     stock: str | None = None,
     schedule: Mapping[str, object] | None = None,
+    load: str = LOAD,
 ) -> str:
     """The `README.md` of a student folder, with the call that samples it in stock diffusers.
 
@@ -154,6 +202,7 @@ def model_card(
         about: A sentence on how it was made.
         stock: The pipeline class, if it is not the family's.
         schedule: What that class has to be told to run the levels, if it is not `sigmas`.
+        load: How the folder is loaded.
     """
     steps = max(spec.levels)
     width, height = spec.default_size
@@ -167,7 +216,7 @@ def model_card(
         about=about,
         steps=steps,
         plural="s" if steps > 1 else "",
-        pipeline=stock or pipeline.family.pipeline,
+        load=load.format(pipeline=stock or pipeline.family.pipeline, teacher=spec.teacher),
         schedule=", ".join(_arguments(schedule or {"sigmas": list(spec.levels[steps])})),
         guidance=1 if spec.guidance_embedding is None else spec.guidance_embedding,
         height=height,

@@ -1,6 +1,6 @@
 """The training loop of Score identity Distillation (`sid.md` 2 and 6.1; arXiv 2509.25127, section 4).
 
-Three copies of one network: the frozen teacher, the fake score network and the generator. Each
+Three roles of one network: the frozen teacher, the fake score network and the generator. Each
 iteration updates the fake network and then the generator; both use the same random step index k.
 """
 
@@ -24,6 +24,7 @@ from .pictures import Images, to_images
 from .pipeline import Pipeline
 from .recipe import Recipe
 from .report import Iteration, Report
+from .roles import require_grad, trained
 from .run import Run
 from .sampler import Network, guided_network, rollout, seeded_noise
 from .spec import uniform_levels
@@ -63,7 +64,9 @@ class Trainer:
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
-        self.state = new_state(self.recipe, self.teacher.transformer)
+        if self.recipe.activation_checkpointing:
+            self.teacher.modules.transformer.enable_gradient_checkpointing()  # the other roles copy it
+        self.state = new_state(self.recipe, self.teacher.transformer, self.teacher.family.adapted)
         self.unconditional = self.teacher.unconditional()
         self.levels = uniform_levels(self.recipe.steps)
         self.shape = self.teacher.latent_shape(self.recipe.size)
@@ -92,13 +95,13 @@ class Trainer:
             k = self.draw_step()
 
             # Fake score network.
-            select(trained=state.fake, frozen=state.generator)
+            select(update=state.fake, freeze=state.generator)
             for update in range(recipe.fake_updates):
                 fake = self.accumulate(self.fake_part, k, FAKE + 2 * update)
                 fake_norm = self.step(state.fake, state.fake_optimizer)
 
             # Generator.
-            select(trained=state.generator, frozen=state.fake)
+            select(update=state.generator, freeze=state.fake)
             generator = self.accumulate(self.generator_part, k, GENERATOR)
             generator_norm = self.step(state.generator, state.generator_optimizer)
 
@@ -185,7 +188,7 @@ class Trainer:
         return torch.autocast(self.teacher.device.type, torch.bfloat16, enabled=bfloat16)
 
     def step(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-        norm = sid.clean_gradients(list(module.parameters()))
+        norm = sid.clean_gradients(list(trained(module).values()))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
@@ -209,9 +212,9 @@ def _seed(*place: int) -> int:
     return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
 
 
-def select(trained: nn.Module, frozen: nn.Module) -> None:
-    trained.requires_grad_(True)
-    frozen.requires_grad_(False)
+def select(update: nn.Module, freeze: nn.Module) -> None:
+    require_grad(update, True)
+    require_grad(freeze, False)
 
 
 def _attention(device: torch.device) -> AbstractContextManager[Any]:

@@ -48,6 +48,7 @@ class Family:
         instruction: The prefix it was trained with, if there is one.
         optional: Parts that its pipelines may lack.
         guidance: Whether its teachers can have a guidance input, `conditioning["guidance"]` [B].
+        adapted: Layers that a LoRA changes: ends of their names behind a block's, and behind `attn`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Family:
     instruction: Callable[[], str] | None = None
     optional: tuple[str, ...] = ()
     guidance: bool = False
+    adapted: tuple[str, ...] = ()
 
     def encoders(self, pipeline: Any) -> list[nn.Module]:
         """The text encoders that a pipeline has: Stable Diffusion 3 may come without T5."""

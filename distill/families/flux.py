@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..spec import TextSpec
 from .base import Conditioning, Family, Text, Tokens
-from .sd3 import decode
+from .sd3 import JOINT, decode
 
 PACKING = 2
 
@@ -82,4 +82,5 @@ FLUX = Family(
     packing=PACKING,
     sigmas=sigmas,
     guidance=True,
+    adapted=(*JOINT, "proj_mlp", "proj_out"),
 )

@@ -93,6 +93,7 @@ SANA = Family(
     stock_arguments=stock_arguments,
     aliases=("SiDSanaPipeline",),
     instruction=instruction,
+    adapted=("to_q", "to_k", "to_v", "to_out.0", "ff.conv_inverted", "ff.conv_point"),
 )
 SANA_SPRINT = replace(
     SANA, name="sana-sprint", time_scale=1.0, aliases=("SanaSprintPipeline", *SANA.aliases), trigflow=True

@@ -18,6 +18,11 @@ from ..spec import TextSpec
 from .base import Conditioning, Family, Text, Tokens
 
 LENGTH = 77
+JOINT = (  # layers that a LoRA changes, also in FLUX's blocks with two streams
+    *("to_q", "to_k", "to_v", "to_out.0"),
+    *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+)
 
 
 def embed(text_encoders: Sequence[Any], tokens: Tokens, text: Text) -> Conditioning:
@@ -74,4 +79,5 @@ SD3 = Family(
     decode=decode,
     aliases=("SiDSD3Pipeline",),
     optional=("text_encoder_3", "tokenizer_3"),
+    adapted=JOINT,
 )
