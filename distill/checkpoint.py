@@ -1,34 +1,69 @@
-"""Checkpoints: the whole state of a run in one file that is either complete or not there."""
+"""Checkpoints: the whole state of a run in one folder that is either complete or not there.
+
+Tensors are written by torch.distributed.checkpoint, each rank its own shards, and are read on any
+number of ranks; what is not a tensor is in `state.json`.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
-import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from .errors import DistillError
-from .files import atomic_file
+from .files import full_disk_is_an_os_error
+from .parallel import ALONE, Ranks
 from .recipe import Recipe
 from .state import State
 
 KEEP = 2
+FIGURES = "state.json"
 
 
 class Checkpoints:
-    """The last `KEEP` states of a run, as `DIR/<iteration>.pt`."""
+    """The last `KEEP` states of a run, as `DIR/<iteration>/`."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.folder, self.recipe = folder, recipe
+    def __init__(self, folder: Path, recipe: Recipe, ranks: Ranks = ALONE) -> None:
+        self.folder, self.recipe, self.ranks = folder, recipe, ranks
 
     def latest(self) -> Path | None:
-        return max(self.folder.glob("[0-9]*.pt"), key=_iteration, default=None)
+        return max(self._kept(), key=_iteration, default=None)
+
+    def _kept(self) -> list[Path]:
+        return list(self.folder.glob("[0-9]*"))
 
     def save(self, state: State) -> None:
-        path = self.folder / f"{state.iteration:06d}.pt"
-        with atomic_file(path) as temporary:
-            torch.save({"recipe": self.recipe.digest, "state": state.state_dict()}, temporary)
-        for old in sorted(self.folder.glob("[0-9]*.pt"), key=_iteration)[:-KEEP]:
-            old.unlink()
+        """Written under a temporary name by all ranks, then renamed by one.
+
+        Raises:
+            OSError: a rank could not write; the older checkpoints are still there.
+        """
+        temporary = self.folder / self.ranks.agree(f".{state.iteration:06d}.{uuid4().hex[:8]}")
+        try:
+            with full_disk_is_an_os_error(self.folder.parent):
+                _write(state, temporary, alone=self.ranks.size == 1)
+                self.ranks.once(lambda: self._finish(state, temporary))
+        finally:
+            if self.ranks.first:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _finish(self, state: State, temporary: Path) -> None:
+        content = {"recipe": self.recipe.digest, "state": state.figures()}
+        (temporary / FIGURES).write_text(json.dumps(content, indent=2) + "\n")
+        path = self.folder / f"{state.iteration:06d}"
+        shutil.rmtree(path, ignore_errors=True)  # of a run that was killed after it and has come here again
+        temporary.rename(path)
+        half_written = self.folder.glob(".[0-9]*")
+        for old in (*sorted(self._kept(), key=_iteration)[:-KEEP], *half_written):
+            shutil.rmtree(old)
 
     def load(self, state: State) -> None:
         """Continues `state` from the newest checkpoint.
@@ -40,16 +75,34 @@ class Checkpoints:
         if path is None:
             raise DistillError(f"no checkpoint in {self.folder}")
         try:
-            saved = torch.load(path, weights_only=True, map_location="cpu")
-        except (RuntimeError, EOFError, OSError) as error:
+            saved = json.loads((path / FIGURES).read_text())
+            if saved["recipe"] != self.recipe.digest:
+                raise DistillError(
+                    f"checkpoint {path} is of another recipe; resume with the one in {path.parents[1]}"
+                )
+            with _alone_is_no_mistake():
+                load(state.tensors(), checkpoint_id=path, no_dist=self.ranks.size == 1)
+            state.set_figures(saved["state"])
+        except (CheckpointException, OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
             raise DistillError(
-                f"checkpoint {path} is damaged: {error}; delete it to use the one before"
+                f"checkpoint {path} is damaged: {reason}; delete it to use the one before"
             ) from error
-        if saved["recipe"] != self.recipe.digest:
-            raise DistillError(
-                f"checkpoint {path} is of another recipe; resume with the one in {path.parents[1]}"
-            )
-        state.load_state_dict(saved["state"])
+
+
+def _write(state: State, folder: Path, alone: bool) -> None:
+    try:
+        with _alone_is_no_mistake():
+            save(state.tensors(), checkpoint_id=folder, no_dist=alone)
+    except CheckpointException as error:  # not an Exception, and made of those of all ranks
+        raise next(iter(error.failures.values()))[0] from error
+
+
+@contextmanager
+def _alone_is_no_mistake() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _iteration(path: Path) -> int:

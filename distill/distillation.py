@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from .errors import RunFailed
 from .evaluation import evaluate
+from .parallel import ALONE, Ranks
 from .pictures import Images
 from .pipeline import load_pipeline
 from .prompts import load_prompts
@@ -19,10 +21,13 @@ from .student import new_spec, replace_student
 from .trainer import Trainer
 
 
-def distill(recipe: Recipe, out: Path, resume: bool = False, device: str = "cpu") -> Path:
+def distill(
+    recipe: Recipe, out: Path, resume: bool = False, device: str = "cpu", ranks: Ranks = ALONE
+) -> Path:
     """Distils the recipe's teacher into the student folder `out`; its record is in `out/run`.
 
-    With a quality curve the student is the best one on it, else the last.
+    With a quality curve the student is the best one on it, else the last. With several ranks each
+    calls this; the first one writes.
 
     Raises:
         DistillError: the request is wrong (teacher, prompts, folder); nothing has been written.
@@ -30,9 +35,10 @@ def distill(recipe: Recipe, out: Path, resume: bool = False, device: str = "cpu"
         Interrupted: asked to stop; the state is saved.
     """
     prompts = load_prompts(recipe.prompts)  # first, for a teacher may have to be fetched
-    teacher = load_pipeline(recipe.teacher, device, recipe.text, recipe.time_scale)
-    run = Run(out, recipe, new_spec(teacher, recipe), _quality(recipe))
-    trainer = Trainer(recipe, teacher, prompts, run)
+    loaded_on = "cpu" if recipe.parallel == "fsdp" else device
+    teacher = load_pipeline(recipe.teacher, loaded_on, recipe.text, recipe.time_scale)
+    run = Run(out, recipe, new_spec(teacher, recipe), _quality(recipe), ranks)
+    trainer = Trainer(recipe, teacher, prompts, run, torch.device(device))
     run.prepare(resume)
     if resume:
         run.checkpoints.load(trainer.state)
@@ -40,11 +46,11 @@ def distill(recipe: Recipe, out: Path, resume: bool = False, device: str = "cpu"
         try:
             trainer.train()
         except RunFailed as failure:
-            kept = _keep_best(run)
+            kept = ranks.once(lambda: _keep_best(run))
             raise RunFailed(f"{failure}; {kept}") from failure
-    if not (run.folder / "best").is_dir():
+    if ranks.once(lambda: not (run.folder / "best").is_dir()):
         run.save(trainer, run.folder / "best")
-    _keep_best(run)
+    ranks.once(lambda: _keep_best(run))
     if recipe.keep == "both":
         run.save(trainer, run.folder / "live", trainer.state.generator)
     return out

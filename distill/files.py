@@ -19,7 +19,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
-        with _full_disk_is_an_os_error(path.parent):
+        with full_disk_is_an_os_error(path.parent):
             yield temporary
         _sync(temporary)
         os.replace(temporary, path)
@@ -34,7 +34,7 @@ def staging_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     temporary.mkdir()
     try:
-        with _full_disk_is_an_os_error(path.parent):
+        with full_disk_is_an_os_error(path.parent):
             yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -54,7 +54,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def _full_disk_is_an_os_error(folder: Path) -> Iterator[None]:
+def full_disk_is_an_os_error(folder: Path) -> Iterator[None]:
     """torch and safetensors have error types of their own for it."""
     try:
         yield

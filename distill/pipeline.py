@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,13 +105,29 @@ class Pipeline:
 
     def _embed(self, prompts: Sequence[str], text: Sequence[TextSpec]) -> Conditioning:
         tokens = tokenize([getattr(self.modules, spec.tokenizer) for spec in text], text, prompts)
-        there = {name: ids.to(self.device) for name, ids in tokens.items()}
-        return self.family.embed(self.family.encoders(self.modules), there, text)
+        encoders = self.family.encoders(self.modules)
+        there = next(encoders[0].parameters()).device
+        embedded = self.family.embed(encoders, {name: ids.to(there) for name, ids in tokens.items()}, text)
+        return {name: value.to(self.device) for name, value in embedded.items()}
 
     @torch.no_grad()
     def decode(self, x0_BCHW: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in -1 ... 1."""
         return self.family.decode(self.modules.vae, x0_BCHW)
+
+    def new_transformer(self) -> torch.nn.Module:
+        """Another one of the same configuration, with weights yet to come."""
+        import diffusers
+
+        _, name = self.modules.config["transformer"]  # sharding changes the class of the one there is
+        made: torch.nn.Module = getattr(diffusers, name).from_config(self.modules.transformer.config)
+        return made
+
+    def join_transformer(self) -> None:
+        """Moves the other parts to where the transformer is."""
+        for part in self.modules.components.values():
+            if isinstance(part, torch.nn.Module) and part is not self.transformer:
+                part.to(self.device)
 
     def digest(self) -> str:
         """SHA-256 over the names and contents of the folder's weights and configurations."""
@@ -185,8 +201,12 @@ def has_guidance_input(transformer: Any) -> bool:
 
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the relative names and contents of a pipeline's JSON and safetensors files."""
-    index = json.loads((folder / "model_index.json").read_text())
-    parts = [folder / name for name in index if (folder / name).is_dir()]
+    return parts_digest(folder, json.loads((folder / "model_index.json").read_text()))
+
+
+def parts_digest(folder: Path, names: Iterable[str]) -> str:
+    """The same over some parts of the pipeline only."""
+    parts = [folder / name for name in names if (folder / name).is_dir()]
     files = sorted(
         path for part in parts for path in part.rglob("*") if path.suffix in (".json", ".safetensors")
     )

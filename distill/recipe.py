@@ -123,9 +123,9 @@ class Recipe(Strict):
 
     iterations: PositiveInt = 4000
     batch: PositiveInt = 256
-    """Images per update."""
+    """Images per update, over all ranks."""
     accumulation: PositiveInt = 1
-    """Parts a batch is computed in."""
+    """Parts a batch is computed in; each is shared by the ranks."""
     fake_updates: PositiveInt = 1
     """Fake score updates for each generator update."""
 
@@ -144,6 +144,11 @@ class Recipe(Strict):
     weights, so that one copy of these is in memory instead of three. Default: all weights are trained."""
     activation_checkpointing: bool = False
     """Activations of all three networks are computed again in the backward pass instead of kept."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several ranks: every network whole on each, or sharded over them (FSDP2)."""
+    embedding_cache: bool | str = False
+    """Prompts are encoded once, before training, and the text encoders leave the GPU; `true` keeps the
+    embeddings with the run, a folder can be shared by runs."""
 
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay per iteration of the moving average of the generator; none in the paper."""
@@ -172,6 +177,8 @@ class Recipe(Strict):
             raise ValueError(f"accumulation {self.accumulation} does not divide batch {self.batch}")
         if self.keep in ("ema", "both") and self.ema is None:
             raise ValueError(f"keep: {self.keep} needs ema, e.g. ema: 0.99")
+        if self.adapter is not None and self.parallel == "fsdp":
+            raise ValueError("parallel: fsdp cannot shard weights that roles share; with adapter use ddp")
         wrong = [n for n in self.step_counts if not 1 <= n <= MAX_STEPS]
         if wrong:
             raise ValueError(f"step_counts {wrong}: expected 1 ... {MAX_STEPS}")

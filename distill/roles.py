@@ -69,10 +69,6 @@ def weights(role: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in everything.items() if LORA in name} or everything
 
 
-def load_weights(role: nn.Module, saved: dict[str, Tensor]) -> None:
-    role.load_state_dict({**role.state_dict(), **saved})
-
-
 def merged(role: nn.Module) -> dict[str, Tensor]:
     """Weights under the transformer's own names, with the adapter added in."""
     plain = {

@@ -7,6 +7,7 @@ DIR/run/samples/     grids of fixed prompts and seeds
 DIR/run/checkpoints/ the last two states
 DIR/run/best/        the best student so far, by the quality curve
 DIR/run/tensorboard/ the same curves for TensorBoard
+DIR/run/embeddings/  the prompts as encoded, if the recipe keeps them there
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from .checkpoint import Checkpoints
+from .embeddings import EmbeddingCache
 from .errors import DistillError, Interrupted
 from .files import atomic_file
+from .parallel import ALONE, Ranks, whole
 from .pictures import Images, save_grid
 from .pipeline import Pipeline
 from .progress import Progress
@@ -62,16 +65,24 @@ SAMPLE_PROMPTS = 8
 class Run:
     """Keeps the record of one run under `out/run` and decides when it stops.
 
+    With several ranks each has one, all decide alike, and the first one writes.
+
     Attributes:
         out: The student folder to be.
         stopping: Set by SIGINT or SIGTERM; the run saves its state after the current iteration.
     """
 
     def __init__(
-        self, out: Path, recipe: Recipe, spec: GeneratorSpec, quality: Quality | None = None
+        self,
+        out: Path,
+        recipe: Recipe,
+        spec: GeneratorSpec,
+        quality: Quality | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.out, self.folder, self.recipe, self.spec, self.quality = out, out / "run", recipe, spec, quality
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", recipe)
+        self.ranks = ranks
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", recipe, ranks)
         self.stopping = False
         self.last_quality: dict[str, Any] = {}
 
@@ -81,6 +92,9 @@ class Run:
         Raises:
             DistillError: there is a run already, or none to resume.
         """
+        self.ranks.once(lambda: self._prepare(resume))
+
+    def _prepare(self, resume: bool) -> None:
         latest = self.checkpoints.latest()
         if resume and latest is None:
             raise DistillError(f"nothing to resume: no checkpoint in {self.checkpoints.folder}")
@@ -92,10 +106,19 @@ class Run:
     @contextmanager
     def recording(self, start: int) -> Iterator[None]:
         """Opens the logs and the progress display, and catches the signals that ask for a stop."""
+        with _on_signals(self._stop):
+            if self.ranks.first:
+                with self._records(start):
+                    yield
+            else:
+                yield
+
+    @contextmanager
+    def _records(self, start: int) -> Iterator[None]:
         self._forget_after(start)
         self.progress = Progress("distilling", self.recipe.iterations, start)
         self.curves = SummaryWriter(str(self.folder / "tensorboard"))
-        with _on_signals(self._stop), (self.folder / "events.jsonl").open("a") as self.events:
+        with (self.folder / "events.jsonl").open("a") as self.events:
             try:
                 yield
             finally:
@@ -121,7 +144,9 @@ class Run:
         """
         done, recipe = training.state.iteration, self.recipe
         last = done == recipe.iterations
-        self._record(done, iteration)
+        self.stopping = self.ranks.any(self.stopping)
+        if self.ranks.first:
+            self._record(done, iteration)
         if done % recipe.samples_every == 0 or last:
             self._draw(training)
         if self.quality is not None and (done % recipe.quality_every == 0 or last):
@@ -150,28 +175,44 @@ class Run:
     def _draw(self, training: Training) -> None:
         prompts = fixed_prompts(training.prompts)
         rows = [training.sample(prompts, range(len(prompts)), steps) for steps in sorted(self.spec.levels)]
-        save_grid(rows, self.folder / "samples" / f"{training.state.iteration:06d}.png")
+        path = self.folder / "samples" / f"{training.state.iteration:06d}.png"
+        self.ranks.once(lambda: save_grid(rows, path))
 
     def _measure(self, training: Training) -> None:
         assert self.quality is not None
-        figures = self.last_quality = self.quality(training)
-        self._event("quality", training.state.iteration, figures)
-        for name, value in figures.items():
-            self.curves.add_scalar(f"quality/{name}", value, training.state.iteration)
-        shown = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.progress.say(f"quality at {training.state.iteration}: {shown}")
+        figures = self.last_quality = self.ranks.agree(self.quality(training))
+        if self.ranks.first:
+            self._show(training.state.iteration, figures)
         if figures["score"] < training.state.best_score:
             training.state.best_score = figures["score"]
             self.save(training, self.folder / "best")
+
+    def _show(self, done: int, figures: dict[str, Any]) -> None:
+        self._event("quality", done, figures)
+        for name, value in figures.items():
+            self.curves.add_scalar(f"quality/{name}", value, done)
+        shown = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.progress.say(f"quality at {done}: {shown}")
 
     def save(self, training: Training, out: Path, module: torch.nn.Module | None = None) -> None:
         """Writes the student as it is now to `out`."""
         role, adapter = module or training.student, self.recipe.adapter
         dtype, quality = getattr(torch, self.recipe.save_dtype), self.last_quality or None
+        what = (self.spec, out, dtype, quality)
         if adapter is not None and adapter.save == "lora":
-            save_lora(training.teacher, role, self.spec, out, dtype, quality)
+            self.ranks.once(lambda: save_lora(training.teacher, role, *what))
         else:
-            save_student(training.teacher, merged(role), self.spec, out, dtype, quality)
+            weights = whole(merged(role))
+            self.ranks.once(lambda: save_student(training.teacher, weights, *what))
+
+    def embeddings(self, teacher: Pipeline) -> EmbeddingCache | None:
+        """The cache of prompt embeddings that the recipe asks for."""
+        where = self.recipe.embedding_cache
+        if not where:
+            return None
+        return EmbeddingCache(
+            teacher, self.folder / "embeddings" if where is True else Path(where), self.ranks
+        )
 
 
 def fixed_prompts(prompts: Sequence[str]) -> list[str]:

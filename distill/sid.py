@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from . import flow
 
@@ -135,4 +136,7 @@ def clean_gradients(parameters: list[torch.nn.Parameter], limit: float = 1e5) ->
         if parameter.grad is not None:
             torch.nan_to_num_(parameter.grad, nan=0.0, posinf=limit, neginf=-limit)
             norms.append(parameter.grad.norm())
-    return float(torch.stack(norms).norm()) if norms else 0.0
+    if not norms:
+        return 0.0
+    total = torch.stack(norms).norm()
+    return float(total.full_tensor() if isinstance(total, DTensor) else total)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import roles
+from .optimizer import Adam
 from .recipe import Recipe
+
+Place = Callable[[nn.Module], nn.Module]
+
+FIGURES = ("iteration", "spread_at_start", "best_score", "lost")
 
 
 @dataclass
@@ -20,8 +26,8 @@ class State:
 
     generator: nn.Module
     fake: nn.Module
-    generator_optimizer: torch.optim.Optimizer
-    fake_optimizer: torch.optim.Optimizer
+    generator_optimizer: Adam
+    fake_optimizer: Adam
     ema: nn.Module | None
     iteration: int = 0
     spread_at_start: float = 0.0
@@ -29,54 +35,52 @@ class State:
     lost: int = 0
     """Iterations in a row in which every image was dropped."""
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: _saved(part) for name, part in vars(self).items() if part is not None}
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state by a name of its own; the tensors themselves, so they can be read into."""
+        modules = {"generator": self.generator, "fake": self.fake, "ema": self.ema}
+        parts = {name: roles.weights(module) for name, module in modules.items() if module is not None}
+        parts["generator_optimizer"] = self.generator_optimizer.moments()
+        parts["fake_optimizer"] = self.fake_optimizer.moments()
+        return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        for name, value in saved.items():
-            part = getattr(self, name)
-            if isinstance(part, nn.Module):
-                roles.load_weights(part, value)
-            elif hasattr(part, "load_state_dict"):
-                part.load_state_dict(value)
-            else:
-                setattr(self, name, value)
+    def figures(self) -> dict[str, float]:
+        """Whatever is not a tensor."""
+        steps = {"generator_steps": self.generator_optimizer.steps, "fake_steps": self.fake_optimizer.steps}
+        return {**{name: getattr(self, name) for name in FIGURES}, **steps}
+
+    def set_figures(self, figures: dict[str, Any]) -> None:
+        self.generator_optimizer.steps = figures["generator_steps"]
+        self.fake_optimizer.steps = figures["fake_steps"]
+        for name in FIGURES:
+            setattr(self, name, figures[name])
 
 
-def _saved(part: Any) -> Any:
-    if isinstance(part, nn.Module):
-        return roles.weights(part)
-    return part.state_dict() if hasattr(part, "state_dict") else part
-
-
-def new_state(recipe: Recipe, transformer: nn.Module, targets: Sequence[str] = ()) -> State:
+def new_state(
+    recipe: Recipe, transformer: nn.Module, targets: Sequence[str] = (), place: Place = lambda role: role
+) -> State:
     """Generator and fake network as the teacher is, each with an Adam of its own.
 
     Args:
         recipe: Says what of them is trained, and how.
         transformer: The teacher's.
         targets: Ends of the names of the layers that an adapter changes by default.
+        place: Moves or shards a network before it gets its optimizer.
 
     Raises:
         DistillError: the recipe's adapter does not fit the network.
     """
-    generator, fake = (
-        roles.new_role(transformer, recipe.adapter, targets, 2 * recipe.seed + number) for number in (0, 1)
-    )
+    role = partial(roles.new_role, transformer, recipe.adapter, targets)
+    generator = role(2 * recipe.seed)
+    ema = place(roles.average_of(generator)) if recipe.ema else None
+    generator = place(generator)
+    fake = place(role(2 * recipe.seed + 1))
     wanted = recipe.optimizer
 
-    def adam(module: nn.Module, rate: float) -> torch.optim.Optimizer:
+    def adam(module: nn.Module, rate: float) -> Adam:
         betas = (wanted.beta1, wanted.beta2)
-        parameters = roles.trained(module).values()
-        return torch.optim.Adam(parameters, rate, betas=betas, eps=wanted.eps, fused=True)
+        return Adam(roles.trained(module).values(), rate, betas, wanted.eps)
 
-    return State(
-        generator,
-        fake,
-        adam(generator, wanted.lr_generator),
-        adam(fake, wanted.lr_fake),
-        roles.average_of(generator) if recipe.ema else None,
-    )
+    return State(generator, fake, adam(generator, wanted.lr_generator), adam(fake, wanted.lr_fake), ema)
 
 
 def set_rates(state: State, recipe: Recipe) -> None:

@@ -138,8 +138,9 @@ def replace_student(source: Path, out: Path) -> None:
 def _assembled(teacher: Pipeline, weights: dict[str, Tensor], spec: GeneratorSpec, dtype: torch.dtype) -> Any:
     """The teacher's pipeline with the student's transformer and scheduler."""
     modules = copy.copy(teacher.modules)
-    transformer: Any = copy.deepcopy(teacher.transformer)
-    transformer.load_state_dict(weights)
+    with torch.device("meta"):
+        transformer: Any = teacher.new_transformer()
+    transformer.load_state_dict(weights, assign=True)
     if "timestep_scale" in transformer.config:  # of the scheduler's 1000 t
         transformer.register_to_config(timestep_scale=spec.time_scale / 1000)
     modules.register_modules(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,19 +56,28 @@ class Trainer:
         teacher: The frozen pipeline; its transformer is the starting point of both trained networks.
         prompts: Texts to draw from.
         run: Where events, pictures and checkpoints go, and what says when to stop.
+        device: Where it is to run, if not where the teacher is: shards are cut from copies on the CPU.
     """
 
     recipe: Recipe
     teacher: Pipeline
     prompts: Sequence[str]
     run: Run
+    device: torch.device | None = None
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.recipe.activation_checkpointing:
-            self.teacher.modules.transformer.enable_gradient_checkpointing()  # the other roles copy it
-        self.state = new_state(self.recipe, self.teacher.transformer, self.teacher.family.adapted)
-        self.unconditional = self.teacher.unconditional()
+        recipe, teacher, self.ranks = self.recipe, self.teacher, self.run.ranks
+        self.share = self.ranks.share(recipe)
+        if recipe.activation_checkpointing:
+            teacher.modules.transformer.enable_gradient_checkpointing()  # the other roles copy it
+        place = partial(self.ranks.place, recipe=recipe, device=self.device or teacher.device)
+        self.state = new_state(recipe, teacher.transformer, teacher.family.adapted, place)
+        place(teacher.transformer)
+        teacher.join_transformer()
+        self.embeddings = self.run.embeddings(teacher)
+        self.embed = teacher.embed if self.embeddings is None else self.embeddings.embed
+        self.unconditional = teacher.unconditional()
         self.levels = uniform_levels(self.recipe.steps)
         self.shape = self.teacher.latent_shape(self.recipe.size)
 
@@ -85,6 +95,8 @@ class Trainer:
             Interrupted: asked to stop; the state is saved.
         """
         with _attention(self.teacher.device):
+            if self.embeddings is not None:
+                self.embeddings.fill(self.prompts)
             self._train()
 
     def _train(self) -> None:
@@ -116,7 +128,7 @@ class Trainer:
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Images:
         """Pictures of the student as it is now, uint8 [N, H, W, 3]."""
         family = self.teacher.family
-        conditioning, embed = self.teacher.embed(prompts), self.recipe.guidance.student_embed
+        conditioning, embed = self.embed(prompts), self.recipe.guidance.student_embed
         network = guided_network(self.student, family, self.teacher.time_scale, conditioning, embed=embed)
         noise = seeded_noise(seeds, self.shape, self.teacher.device)
         x0 = rollout(network, self.recipe.levels[steps], noise, self.recipe.renoise)
@@ -132,18 +144,19 @@ class Trainer:
         return torch.Generator().manual_seed(_seed(self.recipe.seed, self.state.iteration, phase, part))
 
     def draw(self, phase: int, part: int) -> Draw:
-        """Prompts, noise and noise levels, drawn anew for each update."""
-        recipe, source = self.recipe, self.stream(phase, part)
+        """Prompts, noise and noise levels, drawn anew for each update: the whole part, of which this
+        rank keeps its share."""
+        recipe, source, mine = self.recipe, self.stream(phase, part), self.share
         count, device = recipe.batch // recipe.accumulation, self.teacher.device
-        index = torch.randint(len(self.prompts), (count,), generator=source).tolist()
+        index = torch.randint(len(self.prompts), (count,), generator=source)[mine].tolist()
 
         def normal(_: int = 0) -> Tensor:
-            return torch.randn(count, *self.shape, generator=source).to(device)
+            return torch.randn(count, *self.shape, generator=source)[mine].to(device)
 
         law = recipe.noise_levels
-        t_B = flow.logit_normal(count, source, law.mean, law.std).to(device)
-        conditioning = self.teacher.embed([self.prompts[i] for i in index])
-        return Draw(conditioning, repeat(self.unconditional, count), normal, normal(), t_B)
+        t_B = flow.logit_normal(count, source, law.mean, law.std)[mine].to(device)
+        conditioning = self.embed([self.prompts[i] for i in index])
+        return Draw(conditioning, repeat(self.unconditional, len(index)), normal, normal(), t_B)
 
     def network(self, module: nn.Module, draw: Draw, scale: float = 1.0, embed: float = 1.0) -> Network:
         """`module` under guidance: `scale` of two branches, `embed` for a network with a guidance input."""
@@ -174,21 +187,23 @@ class Trainer:
         return loss.scaled(recipe.generator_scale), x_g.detach()
 
     def accumulate(self, part: Callable[[Draw, int], tuple[sid.Loss, Tensor]], k: int, phase: int) -> Report:
-        """Back-propagates a batch in the recipe's number of parts."""
+        """Back-propagates a batch in the recipe's number of parts; the report is on all ranks' shares."""
         report = Report()
         for number in range(self.recipe.accumulation):
             with self.precision():
                 loss, x_g = part(self.draw(phase, number), k)
             (loss.total / self.recipe.accumulation).backward()
             report.add(loss, x_g)
-        return report
+        return report.over(self.ranks)
 
     def precision(self) -> Any:
         bfloat16 = self.recipe.precision == "bfloat16"
         return torch.autocast(self.teacher.device.type, torch.bfloat16, enabled=bfloat16)
 
     def step(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-        norm = sid.clean_gradients(list(trained(module).values()))
+        parameters = list(trained(module).values())
+        self.ranks.average(parameters)
+        norm = sid.clean_gradients(parameters)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm

@@ -79,6 +79,16 @@ def _distill(rooms: Subparsers[Parser]) -> None:
     )
     command.add_argument("--out", type=Path, help="student folder (default: runs/<recipe>)")
     command.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    command.add_argument(
+        "--nproc",
+        type=arguments.positive,
+        default=1,
+        metavar="N",
+        help="processes on this machine, one a GPU",
+    )
+    command.add_argument(
+        "--parallel", choices=["ddp", "fsdp"], help="with several: whole networks on each, or shards"
+    )
     _device(command)
 
 

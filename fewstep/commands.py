@@ -16,11 +16,21 @@ __all__ = ["add_settings", "distill", "evaluate", "export", "import_pipeline", "
 
 def distill(options: argparse.Namespace) -> None:
     from distill.distillation import distill as run
+    from distill.launch import distill_on_ranks
+    from distill.parallel import joined
     from distill.recipe import load_recipe
 
-    recipe = load_recipe(options.recipe, options.set)
+    overrides = [*options.set, *([f"parallel={options.parallel}"] if options.parallel else [])]
+    recipe = load_recipe(options.recipe, overrides)
     out = options.out or Path("runs") / Path(options.recipe).stem
-    print(run(recipe, out, options.resume, options.device or default_device()))
+    device = options.device or default_device()
+    if options.nproc > 1:
+        print(distill_on_ranks(recipe, out, options.resume, device, options.nproc))
+        return
+    with joined(device) as (ranks, own):
+        run(recipe, out, options.resume, own, ranks)
+    if ranks.first:
+        print(out)
 
 
 def sample(options: argparse.Namespace) -> None:

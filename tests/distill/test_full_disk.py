@@ -50,5 +50,5 @@ def test_while_a_student_is_saved(small_disk: Path, recipe: Callable[..., Recipe
 
 def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     for iteration in (999_999, 1_000_000):
-        (tmp_path / f"{iteration:06d}.pt").write_bytes(b"")
-    assert Checkpoints(tmp_path, recipe()).latest() == tmp_path / "1000000.pt"
+        (tmp_path / f"{iteration:06d}").mkdir()
+    assert Checkpoints(tmp_path, recipe()).latest() == tmp_path / "1000000"

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from distill.checkpoint import KEEP, Checkpoints
 from distill.errors import DistillError
+from distill.optimizer import Adam
+from distill.parallel import ALONE
 from distill.recipe import Recipe
 from distill.report import Iteration, Report
 from distill.sid import Loss
@@ -86,8 +90,9 @@ def test_optimizers_are_adam_without_first_moment_each_on_its_network() -> None:
     pairs = ((state.generator, state.generator_optimizer), (state.fake, state.fake_optimizer))
     for module, optimizer in pairs:
         group = optimizer.param_groups[0]
-        assert isinstance(optimizer, torch.optim.Adam)
-        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.0, 0.999), 1e-8, 0)
+        assert isinstance(optimizer, Adam)
+        assert (group["betas"], group["eps"]) == ((0.0, 0.999), 1e-8)
+        assert {key.split(".")[0] for key in optimizer.moments()} == {"second"}
         assert {id(p) for p in group["params"]} == {id(p) for p in module.parameters()}
     assert state.ema is None
 
@@ -143,14 +148,14 @@ def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     state = new_state(wanted, network())
     for state.iteration in (2, 4, 10, 100):
         kept.save(state)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000010.pt", "000100.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000010", "000100"]
     assert len(list(tmp_path.iterdir())) == KEEP
-    assert kept.latest() == tmp_path / "000100.pt"
+    assert kept.latest() == tmp_path / "000100"
 
 
 def test_a_half_written_checkpoint_is_never_taken_for_one(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path, recipe())
-    (tmp_path / ".000009.pt.1234abcd").write_bytes(b"half")
+    (tmp_path / ".000009.1234abcd").mkdir()
     assert kept.latest() is None
     with pytest.raises(DistillError, match="no checkpoint in"):
         kept.load(new_state(recipe(), network()))
@@ -165,6 +170,7 @@ def test_a_report_averages_over_images_and_not_over_parts() -> None:
     report = Report()
     report.add(loss(1.0, 2.0, 3.0), torch.zeros(3, 2))
     report.add(loss(10.0), torch.zeros(1, 2))
+    report = report.over(ALONE)
     assert (report.loss, report.images) == (4.0, 4)
 
 
@@ -172,8 +178,28 @@ def test_a_report_counts_what_was_dropped_and_measures_the_rest() -> None:
     x_g = torch.tensor([[0.0, 1.0], [2.0, 1.0], [float("nan"), 0.0]])
     report = Report()
     report.add(loss(1.0, 1.0, 0.0, dropped=1), x_g)
+    report = report.over(ALONE)
     assert report.dropped == 1
     assert report.spread == pytest.approx((math.sqrt(2) + 0) / 2)
+
+
+@given(
+    st.lists(st.lists(st.floats(-100, 100), min_size=3, max_size=3), min_size=2, max_size=12),
+    st.integers(1, 11),
+)
+def test_the_spread_does_not_depend_on_the_parts(rows: list[list[float]], cut: int) -> None:
+    x_g, report = torch.tensor(rows), Report()
+    for part in (x_g[:cut], x_g[cut:]):
+        if len(part):
+            report.add(loss(*[0.0] * len(part)), part)
+    expected = float(x_g.double().std(0).mean())
+    assert report.over(ALONE).spread == pytest.approx(expected, rel=1e-6, abs=1e-4)
+
+
+def test_one_image_has_no_spread() -> None:
+    report = Report()
+    report.add(loss(1.0), torch.ones(1, 2))
+    assert report.over(ALONE).spread == 0
 
 
 def test_an_event_has_the_promised_figures() -> None:
