@@ -66,7 +66,7 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def load(self, state: State) -> None:
-        """Continues `state` from the newest checkpoint.
+        """Continues `state` from the newest checkpoint. Its index is a pickle: resume your own runs only.
 
         Raises:
             DistillError: it is of another recipe, or damaged.

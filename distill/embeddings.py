@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -36,20 +36,27 @@ class EmbeddingCache:
     def __init__(self, teacher: Pipeline, folder: Path, ranks: Ranks) -> None:
         self.teacher, self.folder, self.ranks = teacher, folder, ranks
         feeding = json.dumps([spec.model_dump() for spec in teacher.text])
-        names = teacher.family.text_encoders
-        encoders = parts_digest(teacher.folder, [*names, *(spec.tokenizer for spec in teacher.text)])
+        parts = [*teacher.family.text_encoders, *(spec.tokenizer for spec in teacher.text)]
+        encoders = ranks.once(lambda: parts_digest(teacher.folder, parts))
         self.key = f"{encoders} {feeding} "
 
     def path(self, prompt: str) -> Path:
         digest = hashlib.sha256((self.key + prompt).encode()).hexdigest()
         return self.folder / digest[:2] / f"{digest}.safetensors"
 
-    def fill(self, prompts: Sequence[str]) -> None:
-        """Encodes what is missing, each rank its share, and takes the encoders off the GPU."""
+    def fill(self, prompts: Sequence[str], until: Callable[[], bool] = lambda: False) -> None:
+        """Encodes what is missing, each rank its share, and takes the encoders off the GPU.
+
+        Args:
+            prompts: All that will be asked for.
+            until: Whether to leave the rest for another time.
+        """
         missing = [prompt for prompt in dict.fromkeys(prompts) if not self.path(prompt).exists()]
         own = missing[self.ranks.rank :: self.ranks.size]
         with progress("encoding prompts" if self.ranks.first and own else "", len(own)) as bar:
             for start in range(0, len(own), AT_ONCE):
+                if until():
+                    break
                 self._encode(own[start : start + AT_ONCE])
                 bar.update(min(start + AT_ONCE, len(own)))
         self.ranks.wait()

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from uuid import uuid4
 
+import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -30,6 +31,10 @@ def distill_on_ranks(recipe: Recipe, out: Path, resume: bool, device: str, nproc
         Interrupted: asked to stop; the state is saved.
     """
     Ranks(0, nproc).share(recipe)
+    if torch.device(device).type == "cuda" and nproc > torch.cuda.device_count():
+        raise DistillError(
+            f"--nproc {nproc}: this machine has {torch.cuda.device_count()} GPU(s), one a process"
+        )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         outcomes = elastic_launch(_config(nproc), _rank)(recipe.model_dump_json(), out, resume, device)

@@ -79,7 +79,11 @@ class Ranks:
         """Replaces whole gradients by their mean over ranks; those of shards are averaged already."""
         if self.size == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+        gradients = []
+        for parameter in parameters:
+            if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
+                parameter.grad = parameter.grad.contiguous()
+                gradients.append(parameter.grad)
         waiting = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
         for work, gradient in zip(waiting, gradients, strict=True):
             work.wait()
@@ -89,6 +93,15 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same with shards put together, on rank 0's CPU; other ranks help and get nothing."""
+        found = {}
+        for name, value in tensors.items():
+            gathered = value.full_tensor() if isinstance(value, DTensor) else value
+            if self.first:
+                found[name] = gathered.cpu() if isinstance(value, DTensor) else gathered
+        return found
 
     def wait(self) -> None:
         """Until every rank has come here."""
@@ -130,14 +143,6 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
         return work(), None
     except Exception as error:
         return None, error
-
-
-def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sharded tensors gathered, on the CPU; every rank has to ask for them."""
-    return {
-        name: value.full_tensor().cpu() if isinstance(value, DTensor) else value
-        for name, value in tensors.items()
-    }
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from .checkpoint import Checkpoints
 from .embeddings import EmbeddingCache
 from .errors import DistillError, Interrupted
 from .files import atomic_file
-from .parallel import ALONE, Ranks, whole
+from .parallel import ALONE, Ranks
 from .pictures import Images, save_grid
 from .pipeline import Pipeline
 from .progress import Progress
@@ -156,6 +156,17 @@ class Run:
         if self.stopping and not last:
             raise Interrupted(f"stopped at iteration {done}; go on with --resume")
 
+    def stop_if_asked(self, training: Training) -> None:
+        """For work before the first iteration.
+
+        Raises:
+            Interrupted: a signal asked for a stop; the state is saved.
+        """
+        self.stopping = self.ranks.any(self.stopping)
+        if self.stopping:
+            self.checkpoints.save(training.state)
+            raise Interrupted(f"stopped at iteration {training.state.iteration}; go on with --resume")
+
     def _record(self, done: int, iteration: Iteration) -> None:
         figures = iteration.as_event()
         pace = self.recipe.batch / iteration.seconds
@@ -202,7 +213,7 @@ class Run:
         if adapter is not None and adapter.save == "lora":
             self.ranks.once(lambda: save_lora(training.teacher, role, *what))
         else:
-            weights = whole(merged(role))
+            weights = self.ranks.whole(merged(role))
             self.ranks.once(lambda: save_student(training.teacher, weights, *what))
 
     def embeddings(self, teacher: Pipeline) -> EmbeddingCache | None:

@@ -96,7 +96,8 @@ class Trainer:
         """
         with _attention(self.teacher.device):
             if self.embeddings is not None:
-                self.embeddings.fill(self.prompts)
+                self.embeddings.fill(self.prompts, until=lambda: self.run.stopping)
+                self.run.stop_if_asked(self)
             self._train()
 
     def _train(self) -> None:

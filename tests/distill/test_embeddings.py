@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from distill.distillation import distill
 from distill.embeddings import AT_ONCE, EmbeddingCache
+from distill.errors import Interrupted
 from distill.parallel import ALONE, Ranks
 from distill.pipeline import Pipeline, load_pipeline
 from distill.recipe import Recipe, Text
@@ -76,6 +78,7 @@ def test_a_stopped_filling_goes_on_where_it_was(
 def test_ranks_share_the_work(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, prompts = load_pipeline(str(tiny("sana"))), [str(number) for number in range(5)]
     monkeypatch.setattr(Ranks, "wait", lambda self: None)
+    monkeypatch.setattr(Ranks, "once", lambda self, work: work())
     for rank, share in ((0, 3), (1, 2)):
         cache = EmbeddingCache(teacher, tmp_path / str(rank), Ranks(rank, 2))
         cache.fill(prompts)
@@ -117,6 +120,28 @@ def test_encoders_may_be_on_another_device_than_the_transformer(tiny: Tiny) -> N
     elsewhere = replace(teacher, modules=copy.copy(teacher.modules))
     elsewhere.modules.register_modules(transformer=copy.deepcopy(teacher.transformer).to("meta"))
     assert all(value.device.type == "meta" for value in elsewhere.embed(["b"]).values())
+
+
+def test_a_signal_stops_the_filling_and_the_run_goes_on(
+    recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"a circle {number}" for number in range(2 * AT_ONCE)))
+    wanted = recipe(iterations=2, prompts=str(prompts), embedding_cache=str(tmp_path / "shared"))
+    encode = EmbeddingCache._encode
+
+    def interrupting(self: EmbeddingCache, prompts: Sequence[str]) -> None:
+        encode(self, prompts)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(EmbeddingCache, "_encode", interrupting)
+    with pytest.raises(Interrupted, match="stopped at iteration 0; go on with --resume"):
+        distill(wanted, tmp_path / "s")
+    assert len(files(tmp_path / "shared")) == AT_ONCE
+    monkeypatch.undo()
+    distill(wanted, tmp_path / "s", resume=True)
+    assert len(losses(tmp_path / "s")) == 2
+    assert len(files(tmp_path / "shared")) == 2 * AT_ONCE
 
 
 @pytest.mark.parametrize("where", [True, "shared"])

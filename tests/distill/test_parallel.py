@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.checkpoint import FileSystemReader
 
 from distill.distillation import distill
 from distill.errors import DistillError
@@ -102,6 +103,18 @@ def test_one_rank_writes_the_record(runs: Path, kind: str) -> None:
     assert written == (2 if kind == "fsdp" else written)
 
 
+@pytest.mark.parametrize(("kind", "pieces"), [("ddp", 1), ("fsdp", 2)])
+def test_networks_average_and_moments_are_sharded_or_whole(runs: Path, kind: str, pieces: int) -> None:
+    about = (
+        FileSystemReader(runs / "two" / kind / "run/checkpoints/000004").read_metadata().state_dict_metadata
+    )
+    parts = {name.split("/")[0] for name in about}
+    assert parts == {"generator", "fake", "ema", "generator_optimizer", "fake_optimizer"}
+    for name, tensor in about.items():
+        if len(tensor.size) and tensor.size[0] > 1:
+            assert len(tensor.chunks) == pieces, name
+
+
 @given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 6))
 def test_shares_are_a_partition_of_a_part(size: int, accumulation: int, own: int) -> None:
     recipe = Recipe(teacher="t", batch=size * accumulation * own, accumulation=accumulation)
@@ -133,5 +146,6 @@ def test_alone_there_is_nobody_to_ask() -> None:
     assert ALONE.agree("a") == "a"
     assert ALONE.once(lambda: 3) == 3
     assert ALONE.sum(tensor) is tensor
+    assert ALONE.whole({"a": tensor}) == {"a": tensor}
     with pytest.raises(DistillError, match="no"):
         ALONE.once(fail)
