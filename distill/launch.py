@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import signal
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,7 +19,8 @@ from .parallel import Ranks, joined
 from .recipe import Recipe
 
 SAVING = 3600  # seconds that ranks have to finish their iteration and save it when asked to stop
-ERRORS = {kind.__name__: kind for kind in (DistillError, RunFailed, Interrupted)}
+INTERRUPTED = 130
+ERRORS = {kind.__name__: kind for kind in (DistillError, RunFailed)}
 
 
 def distill_on_ranks(recipe: Recipe, out: Path, resume: bool, device: str, nproc: int) -> Path:
@@ -35,12 +36,15 @@ def distill_on_ranks(recipe: Recipe, out: Path, resume: bool, device: str, nproc
         raise DistillError(
             f"--nproc {nproc}: this machine has {torch.cuda.device_count()} GPU(s), one a process"
         )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("agent.server.api", "multiprocessing.api"):  # what they log is said again below
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     try:
         outcomes = elastic_launch(_config(nproc), _rank)(recipe.model_dump_json(), out, resume, device)
     except SignalException as error:
-        raise Interrupted(_stopped(recipe, out, error.sigval)) from error
+        raise Interrupted(_stopped(recipe, out)) from error
     except ChildFailedError as error:
+        if any(failure.exitcode == INTERRUPTED for failure in error.failures.values()):
+            raise Interrupted(_stopped(recipe, out)) from error
         raise RunFailed(_died(error)) from error
     kind, message = outcomes[0]
     if kind in ERRORS:
@@ -49,12 +53,15 @@ def distill_on_ranks(recipe: Recipe, out: Path, resume: bool, device: str, nproc
 
 
 def _rank(recipe: str, out: Path, resume: bool, device: str) -> tuple[str, str]:
-    """What each process does; the room's errors are the same on all ranks and go back as values."""
+    """What each process does. The room's errors are the same on all ranks and go back as values; but
+    when asked to stop a rank must not wait for its value to be read, for so was the launcher."""
     with joined(device) as (ranks, own):
         try:
             distill(Recipe.model_validate_json(recipe), out, resume, own, ranks)
-        except tuple(ERRORS.values()) as error:
+        except (DistillError, RunFailed) as error:
             return type(error).__name__, str(error)
+        except Interrupted:
+            sys.exit(INTERRUPTED)
     return "done", ""
 
 
@@ -72,10 +79,10 @@ def _config(nproc: int) -> LaunchConfig:
     )
 
 
-def _stopped(recipe: Recipe, out: Path, number: signal.Signals) -> str:
+def _stopped(recipe: Recipe, out: Path) -> str:
     latest = Checkpoints(out / "run" / "checkpoints", recipe).latest()
     if latest is None:
-        return f"stopped by {number.name} before anything was saved"
+        return "stopped before anything was saved"
     return f"stopped at iteration {int(latest.name)}; go on with --resume"
 
 
