@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -51,14 +51,14 @@ class EmbeddingCache:
             prompts: All that will be asked for.
             until: Whether to leave the rest for another time.
         """
-        missing = [prompt for prompt in dict.fromkeys(prompts) if not self.path(prompt).exists()]
-        own = missing[self.ranks.rank :: self.ranks.size]
-        with progress("encoding prompts" if self.ranks.first and own else "", len(own)) as bar:
-            for start in range(0, len(own), AT_ONCE):
+        own = list(dict.fromkeys(prompts))[self.ranks.rank :: self.ranks.size]
+        missing = self._missing(own)
+        with progress("encoding prompts" if self.ranks.first and missing else "", len(missing)) as bar:
+            for start in range(0, len(missing), AT_ONCE):
                 if until():
                     break
-                self._encode(own[start : start + AT_ONCE])
-                bar.update(min(start + AT_ONCE, len(own)))
+                self._encode(missing[start : start + AT_ONCE])
+                bar.update(min(start + AT_ONCE, len(missing)))
         self.ranks.wait()
         for encoder in self.teacher.family.encoders(self.teacher.modules):
             encoder.to("cpu")
@@ -67,9 +67,12 @@ class EmbeddingCache:
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of `prompts` on the teacher's device; what is not there is encoded."""
-        self._encode([prompt for prompt in dict.fromkeys(prompts) if not self.path(prompt).exists()])
+        self._encode(self._missing(dict.fromkeys(prompts)))
         batch = concat(*(load_file(self.path(prompt)) for prompt in prompts))
         return {name: value.to(self.teacher.device) for name, value in batch.items()}
+
+    def _missing(self, prompts: Iterable[str]) -> list[str]:
+        return [prompt for prompt in prompts if not self.path(prompt).exists()]
 
     def _encode(self, prompts: Sequence[str]) -> None:
         if not prompts:

@@ -24,7 +24,7 @@ from .test_trainer import stop_after
 
 FIGURES = ("loss_fake", "loss_generator", "grad_norm_fake", "grad_norm_generator", "spread")
 WHOLE = {"ddp": {}, "fsdp": {"parallel": "fsdp"}, "lora": {"adapter": {"rank": 4}}}
-TOLERANCE = 1e-4  # relative, of losses and norms of the first iterations; seen: 2e-6
+TOLERANCE = 1e-4  # relative, of losses, norms and weights of the first iterations; seen: 7e-6
 
 
 def recipe_of(teacher: Path, **changes: Any) -> dict[str, Any]:
