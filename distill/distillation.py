@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
-from .errors import RunFailed
+from .data import load_latents
+from .errors import DistillError, RunFailed
 from .evaluation import evaluate
 from .pictures import Images
-from .pipeline import load_pipeline
+from .pipeline import Pipeline, load_pipeline
 from .prompts import load_prompts
 from .recipe import Recipe
 from .run import Quality, Run, Training
@@ -31,9 +34,11 @@ def distill(recipe: Recipe, out: Path, resume: bool = False, device: str = "cpu"
     """
     prompts = load_prompts(recipe.prompts)  # first, for a teacher may have to be fetched
     teacher = load_pipeline(recipe.teacher, device, recipe.text, recipe.time_scale)
+    start = _start(recipe.init, teacher) if recipe.init else None
+    data = load_latents(recipe.data, teacher, recipe.size, recipe.batch) if recipe.data else None
     run = Run(out, recipe, new_spec(teacher, recipe), _quality(recipe))
     run.prepare(resume)
-    trainer = Trainer(recipe, teacher, prompts, run)
+    trainer = Trainer(recipe, teacher, prompts, run, data, start)
     if resume:
         run.checkpoints.load(trainer.state)
     with run.recording(trainer.state.iteration):
@@ -48,6 +53,28 @@ def distill(recipe: Recipe, out: Path, resume: bool = False, device: str = "cpu"
     if recipe.keep == "both":
         run.save(trainer, run.folder / "live", trainer.state.generator)
     return out
+
+
+def _start(init: str, teacher: Pipeline) -> nn.Module:
+    """The transformer of the student that the generator is to start from.
+
+    Raises:
+        DistillError: it is no student, or its network is not the teacher's.
+    """
+    student = load_pipeline(init, str(teacher.device))
+    if student.spec is None:
+        raise DistillError(f"recipe: init: {init} is a teacher; give a student folder, or leave init out")
+    if _shapes(student.transformer) != _shapes(teacher.transformer):
+        raise DistillError(f"recipe: init: {init} has another network than the teacher {teacher.name}")
+    if student.time_scale != teacher.time_scale:
+        raise DistillError(
+            f"recipe: init: {init} is told {student.time_scale:g} t, the teacher {teacher.time_scale:g} t"
+        )
+    return student.transformer
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}
 
 
 def _keep_best(run: Run) -> str:

@@ -113,9 +113,15 @@ class Pipeline:
         """Pictures [B, 3, H, W] in -1 ... 1."""
         return self.family.decode(self.modules.vae, x0_BCHW)
 
-    def digest(self) -> str:
-        """SHA-256 over the names and contents of the folder's weights and configurations."""
-        return folder_digest(self.folder)
+    @torch.no_grad()
+    def encode(self, pictures_BCHW: Tensor) -> Tensor:
+        """Clean latents of pictures [B, 3, H, W] in -1 ... 1."""
+        return self.family.encode(self.modules.vae, pictures_BCHW)
+
+    def digest(self, only: str = "*") -> str:
+        """SHA-256 over the names and contents of the folder's weights and configurations, or of `only`
+        those of one part."""
+        return folder_digest(self.folder, only)
 
 
 def find_pipeline(name_or_path: str) -> Path:
@@ -178,10 +184,10 @@ def has_guidance_input(transformer: Any) -> bool:
     return bool(transformer.config.get("guidance_embeds"))
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, only: str = "*") -> str:
     """SHA-256 over the relative names and contents of a pipeline's JSON and safetensors files."""
     index = json.loads((folder / "model_index.json").read_text())
-    parts = [folder / name for name in index if (folder / name).is_dir()]
+    parts = [folder / name for name in index if (folder / name).is_dir() and only in ("*", name)]
     files = sorted(
         path for part in parts for path in part.rglob("*") if path.suffix in (".json", ".safetensors")
     )

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -28,15 +28,46 @@ from .sid import WEIGHTINGS
 from .spec import MAX_STEPS, Renoise, uniform_levels
 
 SHIPPED = Path(__file__).parent / "recipes"
+SHORTHANDS = {"guidance": "preset", "data": "source"}  # sections that one word can stand for
+
+Stage = Literal["fake", "sid", "combined"]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Guidance(Strict):
-    """The guidance scales, u + kappa (v - u): 1 is none, 0 drops the text (`sid.md` 2.6)."""
+def _word_stands_for(key: str, content: Any) -> Any:
+    return {key: content} if isinstance(content, str) else content
 
+
+def _kappas(fake: float, teacher: float) -> dict[str, float]:
+    return {"fake_train": fake, "fake_outer": fake, "fake_inner": fake, "teacher": teacher}
+
+
+PRESETS: dict[str, dict[str, float]] = {
+    # Certain: all commands of the released code. All networks alike, so that student and teacher share a target.
+    "lsg": _kappas(fake=4.5, teacher=4.5),
+    # Certain: Self-Forcing's SiD and DMD, whose scale 3 is written c + 3 (c - u): kappa 4 in the form used here.
+    "teacher-only": _kappas(fake=1, teacher=4),
+    # Certain: abstract of arXiv 2505.12674, no guidance in the teacher, no text in the fake network. For runs
+    # with real images, whose discriminator keeps the text.
+    "zero-cfg": _kappas(fake=0, teacher=1),
+    # The sign is certain (same abstract), the numbers are not published in any source at hand: a choice.
+    "anti-cfg": _kappas(fake=-1, teacher=1),
+}
+"""Named guidance strategies (`sid.md` 2.6): kappa 1 ... 3 of the fake network, kappa 4 of the teacher."""
+
+
+class Guidance(Strict):
+    """The guidance scales, u + kappa (v - u): 1 is none, 0 drops the text (`sid.md` 2.6).
+
+    A preset's name alone will do, `guidance: zero-cfg`; scales given beside it come first,
+    `guidance: {preset: teacher-only, teacher: 2}`.
+    """
+
+    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
+    """A named strategy; by default `lsg`'s numbers."""
     fake_train: float = 4.5
     """kappa 1: of the fake score network in its own loss."""
     fake_outer: float = 4.5
@@ -54,6 +85,13 @@ class Guidance(Strict):
     student_embed: float = 1.0
     """In training and in the student's `generator.json` (`sid.md` 2.6)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, content: Any) -> Any:
+        content = _word_stands_for(SHORTHANDS["guidance"], content)
+        preset = content.get("preset") if isinstance(content, dict) else None
+        return {**PRESETS[preset], **content} if preset in PRESETS else content
+
 
 class Text(Strict):
     """How the teacher's text encoders are fed, where that is not the family's default."""
@@ -69,6 +107,53 @@ class NoiseLevels(Strict):
 
     mean: float = math.log(2)
     std: PositiveFloat = 1.6
+
+
+class Data(Strict):
+    """Real images with captions; they make a run data-aided (`sid.md` 2.9). The source's name alone
+    will do, `data: pictures/`."""
+
+    source: str
+    """`shapes` (fresh renders of training scenes); a folder of pictures, each with its caption in a text
+    file of the same name or in `metadata.jsonl` (`{"file_name": ..., "text": ...}`); or WebDataset shards
+    (`shards/{0000..0099}.tar`, `shards/*.tar`) of pictures with `.txt` or `.json`."""
+    count: PositiveInt | None = None
+    """Pictures to use; by default all there are, of `shapes` 8192."""
+    cache: Path | None = None
+    """Where their latents are kept, encoded once for each VAE, size and state of the source; by default
+    `~/.cache/fewstep/latents`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, content: Any) -> Any:
+        return _word_stands_for(SHORTHANDS["data"], content)
+
+
+class Adversarial(Strict):
+    """The discriminator of a data-aided run, and when it acts, by images seen (`sid.md` 2.9)."""
+
+    generator_from: int = Field(default=20_000, ge=0)
+    """Before that only the fake network is trained, as score network and discriminator."""
+    combined_from: int = Field(default=40_000, ge=0)
+    """Before that the generator is trained by SiD's loss alone, later by half of both."""
+    weight: float = Field(default=1.0, ge=0)
+    """lambda, of the generator's adversarial loss beside `generator_scale`."""
+    discriminator_weight: float = Field(default=1.0, ge=0)
+    """Of the discriminator's loss beside `fake_scale`."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Adversarial:
+        if self.combined_from < self.generator_from:
+            raise ValueError(
+                f"combined_from {self.combined_from} is before generator_from {self.generator_from}"
+            )
+        return self
+
+    def stage(self, seen: int) -> Stage:
+        """What is trained after `seen` images: the fake network alone, both, or both and adversarially."""
+        if seen < self.generator_from:
+            return "fake"
+        return "sid" if seen < self.combined_from else "combined"
 
 
 class Optimizer(Strict):
@@ -92,8 +177,13 @@ class Recipe(Strict):
 
     teacher: str
     """Folder of a flow-matching diffusers pipeline, or the name of a shipped teacher."""
+    init: str | None = None
+    """A student that the generator starts from, folder or shipped name; by default the teacher itself. A
+    data-aided run from a student of a data-free one is the published one, SiD2a (`sid.md` 2.9)."""
     prompts: str = "shapes:train"
     """`shapes:train`, or a file: text with one prompt a line, or JSONL with `{"prompt": ...}`."""
+    data: Data | None = None
+    """Real images, for a data-aided run."""
     size: tuple[PositiveInt, PositiveInt] | None = None
     """Width and height in pixels; the teacher's own by default."""
     time_scale: PositiveFloat | None = None
@@ -123,6 +213,7 @@ class Recipe(Strict):
     text: Text = Text()
     noise_levels: NoiseLevels = NoiseLevels()
     optimizer: Optimizer = Optimizer()
+    adversarial: Adversarial = Adversarial()
 
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay per iteration of the moving average of the generator; none in the paper."""
@@ -146,6 +237,10 @@ class Recipe(Strict):
             raise ValueError(f"accumulation {self.accumulation} does not divide batch {self.batch}")
         if self.keep in ("ema", "both") and self.ema is None:
             raise ValueError(f"keep: {self.keep} needs ema, e.g. ema: 0.99")
+        if self.data is None and self.adversarial != Adversarial():
+            raise ValueError("adversarial: needs real images, e.g. data: shapes")
+        if self.data is not None and self.weighting == "sid_legacy":
+            raise ValueError("weighting: sid_legacy is no function of time; with data take another")
         wrong = [n for n in self.step_counts if not 1 <= n <= MAX_STEPS]
         if wrong:
             raise ValueError(f"step_counts {wrong}: expected 1 ... {MAX_STEPS}")
@@ -159,7 +254,9 @@ class Recipe(Strict):
 
     @property
     def digest(self) -> str:
-        return "sha256:" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Of everything but where latents are kept."""
+        content = self.model_dump_json(exclude={"data": {"cache"}})
+        return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -205,9 +302,13 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise DistillError(f"--set {override}: expected key=value, e.g. --set batch=64")
     *parents, last = key.split(".")
     for parent in parents:
-        content = content.setdefault(parent, {})
-        if not isinstance(content, dict):
+        inside = content.get(parent, {})
+        if parent in SHORTHANDS:
+            inside = _word_stands_for(SHORTHANDS[parent], inside)
+        if not isinstance(inside, dict):
             raise DistillError(f"--set {override}: {parent} has no keys of its own")
+        content[parent] = inside
+        content = inside
     try:
         content[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -221,7 +322,12 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         parent: Any = Recipe
         for part in first["loc"][:-1]:
-            parent = parent.model_fields[part].annotation
+            parent = _model_of(parent.model_fields[part].annotation)
         return f"unknown key {where!r}; known: {', '.join(parent.model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message} (got {first['input']!r})" if where else message
+
+
+def _model_of(annotation: Any) -> Any:
+    """The section that an annotation allows, also of an optional one."""
+    return next((part for part in get_args(annotation) if part is not type(None)), annotation)

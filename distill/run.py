@@ -133,13 +133,14 @@ class Run:
     def _record(self, done: int, iteration: Iteration) -> None:
         figures = iteration.as_event()
         pace = self.recipe.batch / iteration.seconds
-        losses = f"loss {figures['loss_generator']:+.3g} fake {figures['loss_fake']:.3g}"
+        losses = f"loss {figures.get('loss_generator', 0.0):+.3g} fake {figures['loss_fake']:.3g}"
         self.progress.update(done, f"{losses} {pace:.1f} images/s")
         left = {"images_per_second": round(pace, 2), "eta_seconds": round(self.progress.seconds_left, 1)}
         self._event("iteration", done, {**figures, **left})
         for name, value in figures.items():
             self.curves.add_scalar(f"train/{name}", value, done)
-        self.curves.add_scalar(f"loss_generator/k={iteration.k}", figures["loss_generator"], done)
+        if "loss_generator" in figures:
+            self.curves.add_scalar(f"loss_generator/k={iteration.k}", figures["loss_generator"], done)
 
     def _event(self, kind: str, iteration: int, figures: dict[str, Any]) -> None:
         event = {"type": kind, "iteration": iteration, "images": iteration * self.recipe.batch, **figures}

@@ -44,9 +44,13 @@ class State:
                 setattr(self, name, value)
 
 
-def new_state(recipe: Recipe, transformer: nn.Module) -> State:
-    """Generator and fake network as copies of the teacher, each with an Adam of its own."""
-    generator, fake = copy.deepcopy(transformer).train(), copy.deepcopy(transformer).train()
+def new_state(recipe: Recipe, transformer: nn.Module, start: nn.Module | None = None) -> State:
+    """Generator and fake network as copies of the teacher, each with an Adam of its own.
+
+    With `start` the generator and its average are copies of that (`sid.md` 2.1, 2.9).
+    """
+    start = start or transformer
+    generator, fake = copy.deepcopy(start).train(), copy.deepcopy(transformer).train()
     wanted = recipe.optimizer
 
     def adam(module: nn.Module, rate: float) -> torch.optim.Optimizer:
@@ -58,7 +62,7 @@ def new_state(recipe: Recipe, transformer: nn.Module) -> State:
         fake,
         adam(generator.requires_grad_(True), wanted.lr_generator),
         adam(fake.requires_grad_(True), wanted.lr_fake),
-        copy.deepcopy(transformer).requires_grad_(False) if recipe.ema else None,
+        copy.deepcopy(start).requires_grad_(False) if recipe.ema else None,
     )
 
 
