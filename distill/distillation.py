@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from .data import load_latents
+from .data import Latents, load_latents
 from .errors import DistillError, RunFailed
 from .evaluation import evaluate
+from .files import atomic_file
 from .pictures import Images
 from .pipeline import Pipeline, load_pipeline
 from .prompts import load_prompts
@@ -38,6 +39,8 @@ def distill(recipe: Recipe, out: Path, resume: bool = False, device: str = "cpu"
     data = load_latents(recipe.data, teacher, recipe.size, recipe.batch) if recipe.data else None
     run = Run(out, recipe, new_spec(teacher, recipe), _quality(recipe))
     run.prepare(resume)
+    if data is not None:
+        _remember(data, run.folder / "data.sha256")
     trainer = Trainer(recipe, teacher, prompts, run, data, start)
     if resume:
         run.checkpoints.load(trainer.state)
@@ -75,6 +78,14 @@ def _start(init: str, teacher: Pipeline) -> nn.Module:
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in module.state_dict().items()}
+
+
+def _remember(data: Latents, path: Path) -> None:
+    """Refuses to go on with other real images than a run began with."""
+    if path.exists() and path.read_text() != data.digest:
+        raise DistillError(f"the real images have changed since {path.parents[1]} began; start another run")
+    with atomic_file(path) as temporary:
+        temporary.write_text(data.digest)
 
 
 def _keep_best(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 DIR/                 the student folder, once the run is done
 DIR/run/recipe.yaml  the recipe as resolved
+DIR/run/data.sha256  what the real images were, in a data-aided run
 DIR/run/events.jsonl one line per iteration and per quality check
 DIR/run/samples/     grids of fixed prompts and seeds
 DIR/run/checkpoints/ the last two states
@@ -133,7 +134,8 @@ class Run:
     def _record(self, done: int, iteration: Iteration) -> None:
         figures = iteration.as_event()
         pace = self.recipe.batch / iteration.seconds
-        losses = f"loss {figures.get('loss_generator', 0.0):+.3g} fake {figures['loss_fake']:.3g}"
+        names = [name for name in figures if name.startswith("loss")]
+        losses = " ".join(f"{name.removeprefix('loss_')} {figures[name]:.3g}" for name in names)
         self.progress.update(done, f"{losses} {pace:.1f} images/s")
         left = {"images_per_second": round(pace, 2), "eta_seconds": round(self.progress.seconds_left, 1)}
         self._event("iteration", done, {**figures, **left})

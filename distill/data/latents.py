@@ -51,7 +51,7 @@ class Latents:
 
     def __getitem__(self, index: Sequence[int]) -> Tensor:
         """float32 [B, C, H, W]."""
-        return torch.stack([self._pieces[i // PIECE][i % PIECE] for i in index]).float()
+        return torch.stack([self._pieces[i // PIECE][i % PIECE].float() for i in index])
 
 
 def load_latents(data: Data, teacher: Pipeline, size: tuple[int, int] | None, batch: int) -> Latents:
