@@ -10,7 +10,7 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -59,8 +59,10 @@ def list_pictures(data: Data) -> list[Picture]:
     if data.source == "shapes":
         return _renders(data.count or RENDERS)
     source = Path(data.source)
-    found = _folder(source) if source.is_dir() and not _shards(source / "*.tar") else _all_shards(source)
-    return list(islice(found, data.count))
+    shards = _shards(source)
+    if not shards and not source.is_dir():
+        raise DistillError(f"no data {data.source!r}: give a folder of pictures, .tar shards or shapes")
+    return list(islice(_in_shards(shards) if shards else _in_folder(source), data.count))
 
 
 def _renders(count: int) -> list[Picture]:
@@ -78,7 +80,7 @@ def _render(scene: scenes.Scene, number: int) -> Image.Image:
     return Image.fromarray(render.render(scene, np.random.default_rng((0xDA7A, number))))
 
 
-def _folder(folder: Path) -> Iterator[Picture]:
+def _in_folder(folder: Path) -> Iterator[Picture]:
     paths = sorted(path for path in folder.rglob("*") if _is_picture(path))
     if not paths:
         raise DistillError(f"data {folder} holds no picture; expected {', '.join(SUFFIXES)} or .tar shards")
@@ -115,7 +117,8 @@ def _metadata(folder: Path) -> dict[str, str]:
     path, captions = folder / METADATA, {}
     for number, line in enumerate(_text(path.read_bytes(), str(path)).splitlines(), start=1):
         if line.strip():
-            name, captions[name] = _metadata_line(line, f"{path}:{number}")
+            name, text = _metadata_line(line, f"{path}:{number}")
+            captions[Path(name).as_posix()] = text
             if not (folder / name).is_file():
                 raise DistillError(f"{path}:{number}: there is no file {name} in {folder}")
     return captions
@@ -132,10 +135,7 @@ def _metadata_line(line: str, where: str) -> tuple[str, str]:
     return name, text
 
 
-def _all_shards(pattern: Path) -> Iterator[Picture]:
-    paths = _shards(pattern / "*.tar" if pattern.is_dir() else pattern)
-    if not paths:
-        raise DistillError(f"no data {str(pattern)!r}: give a folder of pictures, .tar shards or shapes")
+def _in_shards(paths: Sequence[Path]) -> Iterator[Picture]:
     for path in paths:
         version = _version(path)
         for sample in read_shard(path, SUFFIXES):
@@ -143,10 +143,13 @@ def _all_shards(pattern: Path) -> Iterator[Picture]:
             yield Picture(f"{path.name}/{sample.name}", sample.where, caption, version, sample.open)
 
 
-def _shards(pattern: Path) -> list[Path]:
-    """Files that match, sorted; `{000..123}` counts, as in WebDataset's own patterns."""
-    found = (Path(name) for one in _counted(str(pattern)) for name in glob.glob(one))
-    return sorted(path for path in found if path.is_file())
+def _shards(source: Path) -> list[Path]:
+    """The .tar files of a folder or a pattern, sorted; `{000..123}` counts, as in WebDataset's own."""
+    if source.is_dir():
+        return sorted(source.glob("*.tar"))
+    if source.is_file():
+        return [source]
+    return sorted(Path(name) for one in _counted(str(source)) for name in glob.glob(one))
 
 
 def _counted(pattern: str) -> Iterable[str]:
