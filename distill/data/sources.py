@@ -115,7 +115,7 @@ def _text(content: bytes, where: str) -> str:
 def _metadata(folder: Path) -> dict[str, str]:
     """Captions by file name, as in Hugging Face's `imagefolder`."""
     path, captions = folder / METADATA, {}
-    for number, line in enumerate(_text(path.read_bytes(), str(path)).splitlines(), start=1):
+    for number, line in enumerate(_text(path.read_bytes(), str(path)).split("\n"), start=1):
         if line.strip():
             name, text = _metadata_line(line, f"{path}:{number}")
             captions[Path(name).as_posix()] = text

@@ -64,14 +64,6 @@ def new_kl_autoencoder() -> AutoencoderKL:
     )
 
 
-def encode(model: AutoencoderDC | AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Latents [B, C, h, w] of pictures [B, 3, H, W] as the denoiser takes them: near unit variance."""
-    latents = _latents(model, pictures)
-    shift: float = model.config.get("shift_factor") or 0.0
-    scaled: Tensor = (latents - shift) * model.config.scaling_factor
-    return scaled
-
-
 def _latents(model: AutoencoderDC | AutoencoderKL, pictures: Tensor) -> Tensor:
     found = model.encode(pictures)
     latents: Tensor = found.latent if isinstance(model, AutoencoderDC) else found.latent_dist.mode()

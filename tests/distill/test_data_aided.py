@@ -141,6 +141,25 @@ def test_real_images_come_with_their_own_captions(aided: Recipes, tmp_path: Path
     assert not torch.equal(draw.real.x0, trainer.draw(FAKE, 1).real.x0)
 
 
+def test_pooled_text_is_that_of_the_real_images_too(tiny: Tiny, tmp_path: Path) -> None:
+    """Stable Diffusion 3 takes text in two places; neither is the generated images'."""
+    data = {"source": "shapes", "count": 4, "cache": str(tmp_path / "cache")}
+    trainer, seen = (
+        trainer_of(recipe_for(tiny("sd3"), data=data, guidance="teacher-only"), tmp_path / "s"),
+        [],
+    )
+    trainer.state.fake.register_forward_pre_hook(
+        lambda _, args, inputs: seen.append(inputs["pooled_projections"]), with_kwargs=True
+    )
+    draw = trainer.draw(FAKE, 0)
+    trainer.fake_part(draw, 1)
+    assert draw.real is not None
+    generated, real = seen
+    assert torch.equal(generated, draw.conditioning["pooled_projections"])
+    assert torch.equal(real, draw.real.conditioning["pooled_projections"])
+    assert not torch.equal(generated, real)
+
+
 def test_a_data_free_draw_is_what_it_was(aided: Recipes, tmp_path: Path) -> None:
     with_images, without = (
         trainer_of(aided(), tmp_path / "a"),
