@@ -169,6 +169,7 @@ class Trainer:
         return plain if self.data is None or phase == GENERATOR else self.with_real(plain, source)
 
     def with_real(self, draw: Draw, source: torch.Generator) -> Draw:
+        """As many real images as there are generated ones."""
         assert self.data is not None
         index = torch.randint(len(self.data), (len(draw.eps),), generator=source).tolist()
         conditioning = self.teacher.embed([self.data.captions[i] for i in index])

@@ -96,16 +96,17 @@ def _paths(folder: Path, count: int) -> list[Path]:
 def _fill(folder: Path, pictures: Sequence[Picture], teacher: Pipeline, size: tuple[int, int]) -> None:
     """Encodes the pieces that are not there."""
     paths = _paths(folder, len(pictures))
-    missing = [start for start, path in zip(range(0, len(pictures), PIECE), paths) if not path.exists()]
-    if not missing:
-        return
-    with progress("encoding pictures", len(missing) * PIECE) as shown:
-        for start in missing:
+    pieces = [
+        (path, pictures[i * PIECE : (i + 1) * PIECE]) for i, path in enumerate(paths) if not path.exists()
+    ]
+    total = sum(len(piece) for _, piece in pieces)
+    with progress("encoding pictures" if total else "", total) as shown:
+        for path, piece in pieces:
             encoded = []
-            for first in range(start, min(start + PIECE, len(pictures)), BATCH):
-                encoded.append(_encode(pictures[first : min(first + BATCH, start + PIECE)], teacher, size))
+            for start in range(0, len(piece), BATCH):
+                encoded.append(_encode(piece[start : start + BATCH], teacher, size))
                 shown.update(shown.done + len(encoded[-1]))
-            with atomic_file(paths[start // PIECE]) as temporary:
+            with atomic_file(path) as temporary:
                 save_file({"latents": torch.cat(encoded)}, temporary)
 
 

@@ -90,7 +90,7 @@ def test_a_discriminator_is_never_rewarded_and_right_answers_cost_less(a: Any, b
 def test_logits_beyond_the_limit_are_clamped_and_pull_no_more() -> None:
     fake = torch.tensor([[-50.0, 50.0, 1.0]], requires_grad=True)
     loss = adversarial.generator_loss(fake, torch.zeros(1), 3)
-    assert float(loss.total) == pytest.approx(softplus(10) + softplus(-10) + softplus(-1), rel=1e-5)
+    assert loss.total.item() == pytest.approx(softplus(10) + softplus(-10) + softplus(-1), rel=1e-5)
     loss.total.backward()
     assert fake.grad is not None
     assert fake.grad[0, :2].tolist() == [0, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,6 +181,16 @@ def test_the_discriminator_trains_the_fake_network_only(aided: Recipes, tmp_path
     assert all(p.grad is None for p in trainer.state.generator.parameters())
     assert gradients(trainer.state.fake).abs().max() > 1e-3, "not of the flow-matching loss"
     assert same(before, trainer.state.generator.state_dict())
+
+
+def test_the_discriminator_learns_what_is_real(aided: Recipes, tmp_path: Path) -> None:
+    """An untrained generator's pictures are easily told from renders."""
+    alone = {"generator_from": 1000, "combined_from": 1000}
+    changes = {"iterations": 30, "batch": 8, "checkpoint_every": 100, "samples_every": 100, **FAST}
+    lines = events(distill(aided(adversarial=alone, **changes), tmp_path / "s"))
+    told = [event["loss_discriminator"] / 512 for event in lines]
+    assert sum(told[-5:]) / 5 < 0.5 * sum(told[:5]) / 5
+    assert sum(told[-5:]) / 5 < 0.4 < math.log(2)
 
 
 @pytest.mark.parametrize(("preset", "sizes"), [("teacher-only", [4]), ("zero-cfg", [8]), ("lsg", [8])])
