@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DistillError
+from ..pictures import FORMATS
 from ..prompts import check_prompt
 from ..recipe import Data
 from ..shapes import render, scenes
 from .shards import read_shard
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 METADATA = "metadata.jsonl"
 RENDERS = 8192
 
@@ -83,7 +83,7 @@ def _render(scene: scenes.Scene, number: int) -> Image.Image:
 def _in_folder(folder: Path) -> Iterator[Picture]:
     paths = sorted(path for path in folder.rglob("*") if _is_picture(path))
     if not paths:
-        raise DistillError(f"data {folder} holds no picture; expected {', '.join(SUFFIXES)} or .tar shards")
+        raise DistillError(f"data {folder} holds no picture; expected {', '.join(FORMATS)} or .tar shards")
     captions = _metadata(folder) if (folder / METADATA).is_file() else None
     for path in paths:
         name = path.relative_to(folder).as_posix()
@@ -97,7 +97,7 @@ def _in_folder(folder: Path) -> Iterator[Picture]:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in FORMATS and not path.name.startswith(".") and path.is_file()
 
 
 def _beside(path: Path) -> str | None:
@@ -138,7 +138,7 @@ def _metadata_line(line: str, where: str) -> tuple[str, str]:
 def _in_shards(paths: Sequence[Path]) -> Iterator[Picture]:
     for path in paths:
         version = _version(path)
-        for sample in read_shard(path, SUFFIXES):
+        for sample in read_shard(path, FORMATS):
             caption = check_prompt(_text(sample.caption, sample.where), sample.where)
             yield Picture(f"{path.name}/{sample.name}", sample.where, caption, version, sample.open)
 

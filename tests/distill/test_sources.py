@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distill.data.shards import read_shard
-from distill.data.sources import SUFFIXES, list_pictures
+from distill.data.sources import list_pictures
 from distill.errors import DistillError
+from distill.pictures import FORMATS
 from distill.recipe import Data
 from distill.shapes.scenes import parse_caption
 
@@ -194,7 +195,7 @@ def test_members_are_read_back_where_they_lie(tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("shard") / "s.tar"
     shard_of(path, {f"k{i}.{kind}": b for i, b in enumerate(content.values()) for kind in ("txt", "png")})
     if content:
-        assert [sample.caption for sample in read_shard(path, SUFFIXES)] == list(content.values())
+        assert [sample.caption for sample in read_shard(path, FORMATS)] == list(content.values())
 
 
 # The renderer.
