@@ -91,9 +91,11 @@ def train_autoencoder(
         total: Tensor = error.square().mean() + 0.1 * error.abs().mean()
         return total + regularisation
 
-    fit("autoencoder", model, loss, schedule, seed, out.with_suffix(".checkpoint"))
+    checkpoint = out.with_suffix(".checkpoint")
+    fit("autoencoder", model, loss, schedule, seed, checkpoint)
     model.register_to_config(**_scaling(model, scenes))
     model.save_pretrained(out)
+    checkpoint.unlink(missing_ok=True)
     return model
 
 

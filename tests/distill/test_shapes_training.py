@@ -120,6 +120,7 @@ def test_a_stopped_autoencoder_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert out.with_suffix(".checkpoint").is_file()
     assert not out.exists()
     parts = train_autoencoder(out, 0, TINY)
+    assert not out.with_suffix(".checkpoint").exists(), "another training would take it for its own"
     pairs = zip(whole.state_dict().values(), parts.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
