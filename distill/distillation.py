@@ -16,6 +16,7 @@ from .evaluation import evaluate
 from .files import atomic_file
 from .pictures import Images
 from .pipeline import Pipeline, load_pipeline
+from .plan import refuse_if_too_small
 from .prompts import load_prompts
 from .recipe import Recipe
 from .run import Quality, Run, Training
@@ -34,6 +35,7 @@ def distill(recipe: Recipe, out: Path, resume: bool = False, device: str = "cpu"
         Interrupted: asked to stop; the state is saved.
     """
     prompts = load_prompts(recipe.prompts)  # first, for a teacher may have to be fetched
+    _check_memory(recipe, device)
     teacher = load_pipeline(recipe.teacher, device, recipe.text, recipe.time_scale)
     start = _start(recipe.init, teacher) if recipe.init else None
     data = load_latents(recipe.data, teacher, recipe.size, recipe.batch) if recipe.data else None
@@ -86,6 +88,13 @@ def _remember(data: Latents, path: Path) -> None:
         raise DistillError(f"the real images have changed since {path.parents[1]} began; start another run")
     with atomic_file(path) as temporary:
         temporary.write_text(data.digest)
+
+
+def _check_memory(recipe: Recipe, device: str) -> None:
+    """Refuses a GPU that is certainly too small, before anything is loaded."""
+    if device.startswith("cuda") and torch.cuda.is_available():
+        there = torch.cuda.get_device_properties(device)
+        refuse_if_too_small(recipe, there.total_memory, f"{device} ({there.name})")
 
 
 def _keep_best(run: Run) -> str:

@@ -124,13 +124,33 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         DistillError: no such recipe, bad YAML, an unknown key, a wrong type or value.
     """
-    content = _read(_find(name_or_path))
+    return _checked(_read(_find(name_or_path)), overrides, name_or_path)
+
+
+def teacher_recipe(teacher: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The first shipped recipe of a teacher, else the published run on it.
+
+    Raises:
+        DistillError: an override is wrong.
+    """
+    for name in shipped_recipes():
+        if load_recipe(name).teacher == teacher:
+            return load_recipe(name, overrides)
+    return _checked({"teacher": teacher}, overrides, f"of {teacher}")
+
+
+def is_recipe(name_or_path: str) -> bool:
+    """Whether it is the name of a shipped recipe or a file, and not a teacher."""
+    return name_or_path in shipped_recipes() or Path(name_or_path).is_file()
+
+
+def _checked(content: dict[str, Any], overrides: Sequence[str], name: str) -> Recipe:
     for override in overrides:
         _override(content, override)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise DistillError(f"recipe {name_or_path}: {_explain(error)}") from error
+        raise DistillError(f"recipe {name}: {_explain(error)}") from error
 
 
 def shipped_recipes() -> list[str]:
