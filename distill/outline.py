@@ -25,7 +25,9 @@ from .recipe import Text
 from .spec import FILE_NAME, GeneratorSpec, TextSpec
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
-CHARACTERS_PER_TOKEN = 4  # of English prose, in Gemma's and T5's vocabularies; the instruction is not tokenized here
+CHARACTERS_PER_TOKEN = (
+    4  # of English prose, in Gemma's and T5's vocabularies; the instruction is not tokenized here
+)
 
 Part = tuple[str, str, Mapping[str, Any]]
 """Library, class, configuration."""

@@ -1,9 +1,9 @@
 """One iteration of a distillation on tensors without memory: its operations and its peak of memory.
 
-The trainer's own code runs (`Trainer.draw`, `fake_part`, `generator_part`, `Family.embed`, `Pipeline.decode`), so what is
-counted is what will happen. A network of many equal blocks is run with two and with three of each
-kind: operations are exactly linear in the number of blocks, and so are the bytes at the beginning and
-the end of each stage, between which the rest is a matter of one block.
+The code of training itself runs (`Trainer.draw`, `fake_part` and `generator_part`, `Family.embed`,
+`Pipeline.decode`), so what is counted is what will happen. A network of many equal blocks is run with
+two and with three of each kind: operations are linear in the number of blocks, and so are the bytes
+alive at the beginning and the end of each stage; how far the peak lies above them is a matter of one block.
 """
 
 from __future__ import annotations
