@@ -36,7 +36,7 @@ class Meter(TorchDispatchMode):
     def __init__(self, existing: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.live = self.peak = self.flops = 0
-        self._known = WeakIdKeyDictionary()
+        self._known = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
         for tensor in existing:
             self._known[tensor.untyped_storage()] = True
 

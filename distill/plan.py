@@ -96,7 +96,8 @@ class Sizes:
     """Numbers in the weights of the teacher's modules.
 
     Attributes:
-        network: The transformer's.
+        network: The transformer's parameters.
+        buffers: What it has besides them, such as positions.
         adapters: Of one network's adapters.
         block: The transformer's largest block's.
         outside: What the transformer has outside of blocks.
@@ -105,6 +106,7 @@ class Sizes:
     """
 
     network: int
+    buffers: int
     adapters: int
     block: int
     outside: int
@@ -233,7 +235,8 @@ def _sizes(pipeline: Outline, rank: int) -> Sizes:
     adapted = copy.deepcopy(transformer)
     adapt(adapted, rank)
     return Sizes(
-        network=_numel(transformer),
+        network=sum(weight.numel() for weight in transformer.parameters()),
+        buffers=sum(buffer.numel() for buffer in transformer.buffers()),
         adapters=sum(weight.numel() for weight in trained_weights(adapted, rank)),
         block=max(blocks, default=0),
         outside=_numel(transformer) - sum(blocks),
@@ -273,15 +276,16 @@ def _flops_of_part(recipe: Recipe, stages: Stages) -> float:
 def resting_memory(sizes: Sizes, mode: Mode, average: bool = False) -> Memory:
     """What is there whatever the batch is: all but activations, with the gradients of one network."""
     trained = sizes.adapters if mode.adapter == "lora" else sizes.network
+    copied = trained if mode.adapter == "lora" else trained + sizes.buffers
 
     def shard(numbers: int, size: int = FLOAT32) -> int:
         return numbers * size // mode.gpus
 
     return Memory(
-        teacher=shard(sizes.network, mode.frozen_bytes),
-        student=shard(trained),
-        fake=shard(trained),
-        average=shard(trained) if average else 0,
+        teacher=shard(sizes.network + sizes.buffers, mode.frozen_bytes),
+        student=shard(copied),
+        fake=shard(copied),
+        average=shard(copied) if average else 0,
         optimizer=2 * ADAM_MOMENTS * shard(trained),
         gradients=shard(trained),
         # Two blocks, of which one is fetched ahead, the gradients of one, and what is outside of blocks.
@@ -300,7 +304,7 @@ def remedies(plan: Plan, gpu: Gpu) -> list[str]:
     if plan.plain.fits(gpu):
         return []
     mode, images = plan.plain.mode, plan.images
-    one = f"accumulation {plan.recipe.batch // mode.gpus} (one image at a time)"
+    one = f"accumulation {plan.recipe.batch} (one image at a time)"
     again = "activation checkpointing"
     ways = [(again, replace(mode, checkpointing=True), images)]
     if images > 1:
@@ -308,9 +312,10 @@ def remedies(plan: Plan, gpu: Gpu) -> list[str]:
     for adapter in () if mode.adapter else ("adapter lora",):
         lora = replace(mode, adapter="lora")
         ways += [(adapter, lora, images), (f"{adapter}, {again}", replace(lora, checkpointing=True), images)]
-    for gpus in MORE_GPUS:
-        if gpus > mode.gpus and plan.recipe.batch % gpus == 0:
-            ways.append((f"{gpus} GPUs, {again}", replace(mode, gpus=gpus, checkpointing=True), images))
+    more = [n for n in MORE_GPUS if n > mode.gpus and plan.recipe.batch % n == 0]
+    sharded = [replace(mode, gpus=n, checkpointing=True) for n in more]
+    enough = [way for way in sharded if _about(plan, way, images) <= gpu.memory]
+    ways += [(f"{way.gpus} GPUs, {again}", way, images) for way in enough[:1]]
     fitting = [(words, total) for words, way, n in ways if (total := _about(plan, way, n)) <= gpu.memory]
     return [f"{words}: about {total / GIB:.0f} GiB" for words, total in fitting]
 

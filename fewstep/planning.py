@@ -73,7 +73,7 @@ def _heading(plan: Plan) -> str:
     gpus = "one GPU" if mode.gpus == 1 else f"each of {mode.gpus} GPUs"
     trained = f"adapters of {plan.sizes.adapters / 1e6:.0f} M" if mode.adapter else "all weights"
     return (
-        f"{recipe.teacher}: {plan.sizes.network / 1e9:.2f} B numbers in the network, {trained} trained, "
+        f"{recipe.teacher}: {plan.sizes.network / 1e9:.2f} B parameters, {trained} trained, "
         f"{recipe.precision}\n"
         f"batch {recipe.batch}: {_count(plan.parts, 'part')} of {_count(plan.images, 'image')} on {gpus}\n"
         f"network passes for an image, expected: {passes.no_graph:g} forward only, {passes.weights:g} with backward "
