@@ -157,6 +157,10 @@ def _build(library: str, name: str, config: Mapping[str, Any]) -> torch.nn.Modul
     import diffusers
     import transformers
 
-    kind = getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
-    module = kind.from_config(config) if library == "diffusers" else kind(kind.config_class(**config))
+    try:
+        kind = getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
+        module = kind.from_config(config) if library == "diffusers" else kind(kind.config_class(**config))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DistillError(f"a {library} {name} cannot be built of its configuration: {reason}") from error
     return module.requires_grad_(False).eval()  # type: ignore[no-any-return]
