@@ -34,9 +34,9 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self, existing: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = self.flops = 0
-        self._known = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        self._known = WeakIdKeyDictionary()
         for tensor in existing:
             self._known[tensor.untyped_storage()] = True
 
