@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ def distill(options: argparse.Namespace) -> None:
 def _dry_run(recipe: Recipe) -> None:
     import yaml
 
+    from distill.errors import DistillError
     from distill.plan import make_plan
     from distill.prompts import load_prompts
 
