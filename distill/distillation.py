@@ -15,7 +15,8 @@ from .errors import DistillError, RunFailed
 from .evaluation import evaluate
 from .files import atomic_file
 from .pictures import Images
-from .pipeline import Pipeline, load_pipeline
+from .outline import published
+from .pipeline import Pipeline, find_pipeline, load_pipeline
 from .plan import refuse_if_too_small
 from .prompts import load_prompts
 from .recipe import Recipe
@@ -94,6 +95,8 @@ def _check_memory(recipe: Recipe, device: str) -> None:
     """Refuses a GPU that is certainly too small, before anything is loaded."""
     if device.startswith("cuda") and torch.cuda.is_available():
         there = torch.cuda.get_device_properties(device)
+        if recipe.teacher not in published():  # its folder says what it is, and may have to be fetched
+            recipe = recipe.model_copy(update={"teacher": str(find_pipeline(recipe.teacher))})
         refuse_if_too_small(recipe, there.total_memory, f"{device} ({there.name})")
 
 

@@ -309,9 +309,10 @@ def remedies(plan: Plan, gpu: Gpu) -> list[str]:
     ways = [(again, replace(mode, checkpointing=True), images)]
     if images > 1:
         ways += [(one, mode, 1), (f"{again} and {one}", replace(mode, checkpointing=True), 1)]
-    for adapter in () if mode.adapter else ("adapter lora",):
+    if mode.adapter is None:
         lora = replace(mode, adapter="lora")
-        ways += [(adapter, lora, images), (f"{adapter}, {again}", replace(lora, checkpointing=True), images)]
+        ways += [("adapter lora", lora, images)]
+        ways += [(f"adapter lora, {again}", replace(lora, checkpointing=True), images)]
     more = [n for n in MORE_GPUS if n > mode.gpus and plan.recipe.batch % n == 0]
     sharded = [replace(mode, gpus=n, checkpointing=True) for n in more]
     enough = [way for way in sharded if _about(plan, way, images) <= gpu.memory]
@@ -328,20 +329,22 @@ def _about(plan: Plan, mode: Mode, images: int) -> float:
     return resting_memory(plan.sizes, mode, plan.recipe.ema is not None).total + activations + RESERVE
 
 
-def refuse_if_too_small(recipe: Recipe, available: int, device: str) -> None:
+def refuse_if_too_small(recipe: Recipe, available: int, device: str, mode: Mode | None = None) -> None:
     """Refuses a device that cannot even hold the weights, one network's gradients and the optimizers.
 
     Args:
         recipe: Its teacher has to be known by its configuration.
         available: Memory of the device in bytes.
         device: What to call it.
+        mode: How it will be run; by default all weights are trained on this one device.
 
     Raises:
         DistillError: it cannot, whatever the batch is.
     """
+    mode = mode or Mode()
     with _outline(recipe) as pipeline:
-        sizes = _sizes(pipeline, Mode().rank)
-    least = resting_memory(sizes, Mode(), recipe.ema is not None).total
+        sizes = _sizes(pipeline, mode.rank)
+    least = resting_memory(sizes, mode, recipe.ema is not None).total
     if least > available:
         raise DistillError(
             f"{device} has {available / GIB:.1f} GiB, but weights, gradients and optimizers of {recipe.teacher} "
