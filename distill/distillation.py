@@ -13,9 +13,8 @@ from torch import nn
 from .data import Latents, load_latents
 from .errors import DistillError, RunFailed
 from .evaluation import evaluate
-from .files import atomic_file
-from .pictures import Images
 from .outline import published
+from .pictures import Images
 from .pipeline import Pipeline, find_pipeline, load_pipeline
 from .plan import refuse_if_too_small
 from .prompts import load_prompts
