@@ -17,7 +17,7 @@ from distill.outline import Weightless, outline
 from distill.plan import Mode, _outline, _setting, _sizes, resting_memory
 from distill.recipe import Recipe
 from distill.rehearsal import Setting, Stage, around, block_kinds, rehearse, runs, shortened
-from distill.shapes.teacher import new_transformer
+from distill.shapes.architectures import new_transformer
 from tests.tiny import sana
 
 Tiny = Callable[[str], Path]
