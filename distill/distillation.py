@@ -13,6 +13,7 @@ from torch import nn
 from .data import Latents, load_latents
 from .errors import DistillError, RunFailed
 from .evaluation import evaluate
+from .files import atomic_file
 from .outline import published
 from .pictures import Images
 from .pipeline import Pipeline, find_pipeline, load_pipeline

@@ -62,7 +62,7 @@ class Outline(Pipeline):
 
     embedded: dict[tuple[TextSpec, ...], Conditioning] = field(default_factory=dict)
 
-    def encode(self, count: int, text: Sequence[TextSpec] | None = None) -> Conditioning:
+    def read(self, count: int, text: Sequence[TextSpec] | None = None) -> Conditioning:
         """Runs the text encoders on `count` prompts."""
         text = self.text if text is None else text
         tokens = {}
@@ -75,7 +75,7 @@ class Outline(Pipeline):
     def _embed(self, prompts: Sequence[str], text: Sequence[TextSpec]) -> Conditioning:
         """Conditioning of the right shapes; the encoders run once for each feeding."""
         if tuple(text) not in self.embedded:
-            self.embedded[tuple(text)] = self.encode(1, text)
+            self.embedded[tuple(text)] = self.read(1, text)
         return repeat(self.embedded[tuple(text)], len(prompts))
 
 

@@ -114,7 +114,7 @@ def around(recipe: Recipe, pipeline: Outline, setting: Setting) -> Stages:
     latents = torch.zeros(SAMPLE_PROMPTS, *pipeline.latent_shape(recipe.size))
     with _operators(setting.cuda), torch.no_grad():
         with books.stage("text"):
-            pipeline.encode(recipe.batch)
+            pipeline.read(recipe.batch)
         with books.stage("decode"):
             pipeline.decode(latents)
     return books.stages

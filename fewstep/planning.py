@@ -65,6 +65,8 @@ def _estimate_json(plan: Plan, estimate: Estimate) -> dict[str, Any]:
 def as_text(plan: Plan, gpu: Gpu) -> str:
     parts = (_heading(plan), _memory(plan), _gpus(plan), _advice(plan, gpu))
     note = NOTE.format(reserve=RESERVE / GIB, share=plan.utilisation)
+    if plan.recipe.data is not None:
+        note += " What real images add is not counted."
     return "\n\n".join((*parts, note))
 
 
