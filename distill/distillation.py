@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from .errors import RunFailed
+from .data import Latents, load_latents
+from .errors import DistillError, RunFailed
 from .evaluation import evaluate
+from .files import atomic_file
+from .outline import published
 from .parallel import ALONE, Ranks
 from .pictures import Images
-from .pipeline import load_pipeline
+from .pipeline import Pipeline, find_pipeline, load_pipeline
+from .plan import Mode, refuse_if_too_small
 from .prompts import load_prompts
-from .recipe import Recipe
+from .recipe import Data, Recipe
 from .run import Quality, Run, Training
 from .student import new_spec, replace_student
 from .trainer import Trainer
@@ -36,10 +42,15 @@ def distill(
     """
     prompts = load_prompts(recipe.prompts)  # first, for a teacher may have to be fetched
     loaded_on = "cpu" if recipe.parallel == "fsdp" else device
+    _check_memory(recipe, device, ranks)
     teacher = load_pipeline(recipe.teacher, loaded_on, recipe.text, recipe.time_scale)
+    start = _start(recipe.init, teacher) if recipe.init else None
+    data = _real_images(recipe.data, recipe, teacher, ranks) if recipe.data else None
     run = Run(out, recipe, new_spec(teacher, recipe), _quality(recipe), ranks)
-    trainer = Trainer(recipe, teacher, prompts, run, torch.device(device))
+    trainer = Trainer(recipe, teacher, prompts, run, data, start, torch.device(device), ranks)
     run.prepare(resume)
+    if data is not None:
+        ranks.once(partial(_remember, data, run.folder / "data.sha256"))
     if resume:
         run.checkpoints.load(trainer.state)
     with run.recording(trainer.state.iteration):
@@ -54,6 +65,58 @@ def distill(
     if recipe.keep == "both":
         run.save(trainer, run.folder / "live", trainer.state.generator)
     return out
+
+
+def _start(init: str, teacher: Pipeline) -> nn.Module:
+    """The transformer of the student that the generator is to start from.
+
+    Raises:
+        DistillError: it is no student, or its network is not the teacher's.
+    """
+    student = load_pipeline(init, str(teacher.device))
+    if student.spec is None:
+        raise DistillError(f"recipe: init: {init} is a teacher; give a student folder, or leave init out")
+    if _shapes(student.transformer) != _shapes(teacher.transformer):
+        raise DistillError(f"recipe: init: {init} has another network than the teacher {teacher.name}")
+    if student.time_scale != teacher.time_scale:
+        raise DistillError(
+            f"recipe: init: {init} is told {student.time_scale:g} t, the teacher {teacher.time_scale:g} t"
+        )
+    return student.transformer
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in module.state_dict().items()}
+
+
+def _remember(data: Latents, path: Path) -> None:
+    """Refuses to go on with other real images than a run began with."""
+    if path.exists() and path.read_text() != data.digest:
+        raise DistillError(f"the real images have changed since {path.parents[1]} began; start another run")
+    with atomic_file(path) as temporary:
+        temporary.write_text(data.digest)
+
+
+def _real_images(wanted: Data, recipe: Recipe, teacher: Pipeline, ranks: Ranks) -> Latents:
+    """Encoded by one rank, then read by all."""
+    load = partial(load_latents, wanted, teacher, recipe.size, recipe.batch)
+    if ranks.size > 1:
+        ranks.once(lambda: bool(load()))
+    return load()
+
+
+def _check_memory(recipe: Recipe, device: str, ranks: Ranks) -> None:
+    """Refuses a GPU that is certainly too small, before anything is loaded."""
+    if device.startswith("cuda") and torch.cuda.is_available():
+        there = torch.cuda.get_device_properties(device)
+        if recipe.teacher not in published():  # its folder says what it is, and may have to be fetched
+            recipe = recipe.model_copy(update={"teacher": str(find_pipeline(recipe.teacher))})
+        mode = Mode(
+            gpus=ranks.size if recipe.parallel == "fsdp" else 1,
+            adapter="lora" if recipe.adapter else None,
+            rank=recipe.adapter.rank if recipe.adapter else Mode.rank,
+        )
+        refuse_if_too_small(recipe, there.total_memory, f"{device} ({there.name})", mode)
 
 
 def _keep_best(run: Run) -> str:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from .families import Conditioning, concat
 from .files import atomic_file
 from .parallel import Ranks
-from .pipeline import Pipeline, parts_digest
+from .pipeline import Pipeline
 from .progress import progress
 
 AT_ONCE = 16  # prompts
@@ -37,7 +37,7 @@ class EmbeddingCache:
         self.teacher, self.folder, self.ranks = teacher, folder, ranks
         feeding = json.dumps([spec.model_dump() for spec in teacher.text])
         parts = [*teacher.family.text_encoders, *(spec.tokenizer for spec in teacher.text)]
-        encoders = ranks.once(lambda: parts_digest(teacher.folder, parts))
+        encoders = ranks.once(lambda: [teacher.digest(part) for part in parts])
         self.key = f"{encoders} {feeding} "
 
     def path(self, prompt: str) -> Path:

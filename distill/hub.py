@@ -37,6 +37,14 @@ def download(repository: str) -> Path:
         ) from error
 
 
+def cached(repository: str) -> Path | None:
+    """The folder of a repository's pipeline if it is in the hub's cache; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, "model_index.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def name_of(folder: Path) -> str:
     """The repository id of a folder in the hub's cache, the name of any other."""
     cached = [parent.name for parent in folder.parents if parent.name.startswith("models--")]

@@ -63,8 +63,10 @@ class Ranks:
         return slice(self.rank * own, (self.rank + 1) * own)
 
     def place(self, module: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module:
-        """`module` where it is to run: whole, or this rank's shard of it."""
-        if recipe.parallel != "fsdp" or not dist.is_initialized():
+        """`module` where it is to run: whole, as loaded, or this rank's shard of it."""
+        if recipe.parallel != "fsdp":
+            return module
+        if not dist.is_initialized():
             return module.to(device)
         mesh = init_device_mesh(device.type, (self.size,))
         for name, blocks in module.named_children():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,11 @@ class Pipeline:
         """Pictures [B, 3, H, W] in -1 ... 1."""
         return self.family.decode(self.modules.vae, x0_BCHW)
 
+    @torch.no_grad()
+    def encode(self, pictures_BCHW: Tensor) -> Tensor:
+        """Clean latents of pictures [B, 3, H, W] in -1 ... 1."""
+        return self.family.encode(self.modules.vae, pictures_BCHW)
+
     def new_transformer(self) -> torch.nn.Module:
         """Another one of the same configuration, with weights yet to come."""
         import diffusers
@@ -129,9 +134,10 @@ class Pipeline:
             if isinstance(part, torch.nn.Module) and part is not self.transformer:
                 part.to(self.device)
 
-    def digest(self) -> str:
-        """SHA-256 over the names and contents of the folder's weights and configurations."""
-        return folder_digest(self.folder)
+    def digest(self, only: str = "*") -> str:
+        """SHA-256 over the names and contents of the folder's weights and configurations, or of `only`
+        those of one part."""
+        return folder_digest(self.folder, only)
 
 
 def find_pipeline(name_or_path: str) -> Path:
@@ -199,14 +205,10 @@ def has_guidance_input(transformer: Any) -> bool:
     return bool(transformer.config.get("guidance_embeds"))
 
 
-def folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path, only: str = "*") -> str:
     """SHA-256 over the relative names and contents of a pipeline's JSON and safetensors files."""
-    return parts_digest(folder, json.loads((folder / "model_index.json").read_text()))
-
-
-def parts_digest(folder: Path, names: Iterable[str]) -> str:
-    """The same over some parts of the pipeline only."""
-    parts = [folder / name for name in names if (folder / name).is_dir()]
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = [folder / name for name in index if (folder / name).is_dir() and only in ("*", name)]
     files = sorted(
         path for part in parts for path in part.rglob("*") if path.suffix in (".json", ".safetensors")
     )

@@ -7,95 +7,35 @@ Numbers without a source of their own come from `sid.md` (arXiv 2509.25127 and i
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from .errors import DistillError
+from .sections import (
+    Adapter,
+    Adversarial,
+    Data,
+    Guidance,
+    NoiseLevels,
+    Optimizer,
+    Stage,
+    Strict,
+    Text,
+    spelled_out,
+)
 from .sid import WEIGHTINGS
 from .spec import MAX_STEPS, Renoise, uniform_levels
 
 SHIPPED = Path(__file__).parent / "recipes"
 
-
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Guidance(Strict):
-    """The guidance scales, u + kappa (v - u): 1 is none, 0 drops the text (`sid.md` 2.6)."""
-
-    fake_train: float = 4.5
-    """kappa 1: of the fake score network in its own loss."""
-    fake_outer: float = 4.5
-    """kappa 2: of the fake score network in the difference d."""
-    fake_inner: float = 4.5
-    """kappa 3: of the fake score network in the second factor."""
-    teacher: float = 4.5
-    """kappa 4."""
-
-    # The guidance *input* of a network that has one (FLUX.1-dev), apart from the scales above; the
-    # released code fills both with one number. Other architectures ignore these three.
-    teacher_embed: float = 3.5
-    """The scale that FLUX.1-dev's own model card samples with."""
-    fake_embed: float = 1.0
-    student_embed: float = 1.0
-    """In training and in the student's `generator.json` (`sid.md` 2.6)."""
-
-
-class Text(Strict):
-    """How the teacher's text encoders are fed, where that is not the family's default."""
-
-    length: PositiveInt | None = None
-    """Tokens of the encoder of long texts (Gemma, T5). By default SANA 300, SD3 77, FLUX 512."""
-    instruction: bool | str = False
-    """Put before each prompt; `true` is the one the architecture was trained with (SANA)."""
-
-
-class NoiseLevels(Strict):
-    """t = sigmoid(n), n ~ N(mean, std^2), for both losses (`sid.md` 1.3)."""
-
-    mean: float = math.log(2)
-    std: PositiveFloat = 1.6
-
-
-class Optimizer(Strict):
-    """Adam without first moment; no weight decay, no clipping (`sid.md` 2.5)."""
-
-    lr_generator: PositiveFloat = 5e-6
-    lr_fake: PositiveFloat = 5e-6
-    beta1: float = Field(default=0.0, ge=0, lt=1)
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    eps: PositiveFloat = 1e-8
-    schedule: Literal["constant", "cosine"] = "constant"
-    """`cosine` lets both rates fall to zero at the end (not in the paper; steadies short runs)."""
-
-
-class Adapter(Strict):
-    """What is trained beside frozen weights that all three roles share (LoRA, arXiv 2106.09685)."""
-
-    type: Literal["lora"] = "lora"
-    rank: PositiveInt = 64
-    alpha: PositiveInt | None = None
-    """The update is scaled by alpha / rank; by default 1."""
-    targets: tuple[str, ...] | None = None
-    """Ends of the names of the adapted layers, e.g. `[to_q, to_v]`; by default the family's projections
-    of attention and feed-forward layers."""
-    save: Literal["merged", "lora"] = "merged"
-    """`merged` leaves an ordinary student; `lora` a small folder for diffusers' `load_lora_weights`."""
+__all__ = [
+    "Adapter", "Adversarial", "Data", "Guidance", "NoiseLevels", "Optimizer", "Recipe", "Stage", "Text",
+    "load_recipe", "shipped_recipes",
+]  # fmt: skip
 
 
 class Recipe(Strict):
@@ -109,6 +49,11 @@ class Recipe(Strict):
     """Folder of a flow-matching diffusers pipeline, or the name of a shipped teacher."""
     prompts: str = "shapes:train"
     """`shapes:train`, or a file: text with one prompt a line, or JSONL with `{"prompt": ...}`."""
+    init: str | None = None
+    """A student that the generator starts from, folder or shipped name; by default the teacher itself. A
+    data-aided run from a student of a data-free one is the published one, SiD2a (`sid.md` 2.9)."""
+    data: Data | None = None
+    """Real images, for a data-aided run."""
     size: tuple[PositiveInt, PositiveInt] | None = None
     """Width and height in pixels; the teacher's own by default."""
     time_scale: PositiveFloat | None = None
@@ -138,6 +83,7 @@ class Recipe(Strict):
     text: Text = Text()
     noise_levels: NoiseLevels = NoiseLevels()
     optimizer: Optimizer = Optimizer()
+    adversarial: Adversarial = Adversarial()
 
     adapter: Adapter | None = None
     """`lora`, or its settings: fake score network and generator are adapters on the teacher's own
@@ -166,11 +112,6 @@ class Recipe(Strict):
     samples_every: PositiveInt = 100
     checkpoint_every: PositiveInt = 100
 
-    @field_validator("adapter", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"type": value} if isinstance(value, str) else value
-
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.batch % self.accumulation:
@@ -179,6 +120,16 @@ class Recipe(Strict):
             raise ValueError(f"keep: {self.keep} needs ema, e.g. ema: 0.99")
         if self.adapter is not None and self.parallel == "fsdp":
             raise ValueError("parallel: fsdp cannot shard weights that roles share; with adapter use ddp")
+        if self.adapter is not None and self.init is not None:
+            raise ValueError(
+                "init: with an adapter the generator starts as the teacher, whose weights it shares"
+            )
+        if self.data is not None and self.parallel == "fsdp":
+            raise ValueError("parallel: fsdp cannot shard a network with a discriminator; with data use ddp")
+        if self.data is None and self.adversarial != Adversarial():
+            raise ValueError("adversarial: needs real images, e.g. data: shapes")
+        if self.data is not None and self.weighting == "sid_legacy":
+            raise ValueError("weighting: sid_legacy is no function of time; with data take another")
         wrong = [n for n in self.step_counts if not 1 <= n <= MAX_STEPS]
         if wrong:
             raise ValueError(f"step_counts {wrong}: expected 1 ... {MAX_STEPS}")
@@ -192,7 +143,9 @@ class Recipe(Strict):
 
     @property
     def digest(self) -> str:
-        return "sha256:" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Of everything but where latents are kept."""
+        content = self.model_dump_json(exclude={"data": {"cache"}})
+        return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -201,13 +154,33 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         DistillError: no such recipe, bad YAML, an unknown key, a wrong type or value.
     """
-    content = _read(_find(name_or_path))
+    return _checked(_read(_find(name_or_path)), overrides, name_or_path)
+
+
+def teacher_recipe(teacher: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The first shipped recipe of a teacher, else the published run on it.
+
+    Raises:
+        DistillError: an override is wrong.
+    """
+    for name in shipped_recipes():
+        if load_recipe(name).teacher == teacher:
+            return load_recipe(name, overrides)
+    return _checked({"teacher": teacher}, overrides, f"of {teacher}")
+
+
+def is_recipe(name_or_path: str) -> bool:
+    """Whether it is the name of a shipped recipe or a file, and not a teacher."""
+    return name_or_path in shipped_recipes() or Path(name_or_path).is_file()
+
+
+def _checked(content: dict[str, Any], overrides: Sequence[str], name: str) -> Recipe:
     for override in overrides:
         _override(content, override)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise DistillError(f"recipe {name_or_path}: {_explain(error)}") from error
+        raise DistillError(f"recipe {name}: {_explain(error)}") from error
 
 
 def shipped_recipes() -> list[str]:
@@ -238,9 +211,11 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise DistillError(f"--set {override}: expected key=value, e.g. --set batch=64")
     *parents, last = key.split(".")
     for parent in parents:
-        content = content.setdefault(parent, {})
-        if not isinstance(content, dict):
+        inside = spelled_out(parent, content.get(parent, {}))
+        if not isinstance(inside, dict):
             raise DistillError(f"--set {override}: {parent} has no keys of its own")
+        content[parent] = inside
+        content = inside
     try:
         content[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -254,8 +229,12 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         parent: Any = Recipe
         for part in first["loc"][:-1]:
-            annotation = parent.model_fields[part].annotation
-            parent = next(iter(get_args(annotation)), annotation)  # X | None is X
+            parent = _model_of(parent.model_fields[part].annotation)
         return f"unknown key {where!r}; known: {', '.join(parent.model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message} (got {first['input']!r})" if where else message
+
+
+def _model_of(annotation: Any) -> Any:
+    """The section that an annotation allows, also of an optional one."""
+    return next((part for part in get_args(annotation) if part is not type(None)), annotation)

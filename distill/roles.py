@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DistillError
-from .recipe import Adapter
+from .sections import Adapter
 
 LORA = ".lora_"  # in the names of peft's parameters
 

@@ -2,6 +2,7 @@
 
 DIR/                 the student folder, once the run is done
 DIR/run/recipe.yaml  the recipe as resolved
+DIR/run/data.sha256  what the real images were, in a data-aided run
 DIR/run/events.jsonl one line per iteration and per quality check
 DIR/run/samples/     grids of fixed prompts and seeds
 DIR/run/checkpoints/ the last two states
@@ -170,13 +171,15 @@ class Run:
     def _record(self, done: int, iteration: Iteration) -> None:
         figures = iteration.as_event()
         pace = self.recipe.batch / iteration.seconds
-        losses = f"loss {figures['loss_generator']:+.3g} fake {figures['loss_fake']:.3g}"
+        names = [name for name in figures if name.startswith("loss")]
+        losses = " ".join(f"{name.removeprefix('loss_')} {figures[name]:.3g}" for name in names)
         self.progress.update(done, f"{losses} {pace:.1f} images/s")
         left = {"images_per_second": round(pace, 2), "eta_seconds": round(self.progress.seconds_left, 1)}
         self._event("iteration", done, {**figures, **left})
         for name, value in figures.items():
             self.curves.add_scalar(f"train/{name}", value, done)
-        self.curves.add_scalar(f"loss_generator/k={iteration.k}", figures["loss_generator"], done)
+        if "loss_generator" in figures:
+            self.curves.add_scalar(f"loss_generator/k={iteration.k}", figures["loss_generator"], done)
 
     def _event(self, kind: str, iteration: int, figures: dict[str, Any]) -> None:
         event = {"type": kind, "iteration": iteration, "images": iteration * self.recipe.batch, **figures}
@@ -216,14 +219,11 @@ class Run:
             weights = self.ranks.whole(merged(role))
             self.ranks.once(lambda: save_student(training.teacher, weights, *what))
 
-    def embeddings(self, teacher: Pipeline) -> EmbeddingCache | None:
-        """The cache of prompt embeddings that the recipe asks for."""
+    def embeddings(self, teacher: Pipeline) -> EmbeddingCache:
+        """The cache of prompt embeddings, where the recipe wants it."""
         where = self.recipe.embedding_cache
-        if not where:
-            return None
-        return EmbeddingCache(
-            teacher, self.folder / "embeddings" if where is True else Path(where), self.ranks
-        )
+        folder = Path(where) if isinstance(where, str) else self.folder / "embeddings"
+        return EmbeddingCache(teacher, folder, self.ranks)
 
 
 def fixed_prompts(prompts: Sequence[str]) -> list[str]:

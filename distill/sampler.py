@@ -32,12 +32,14 @@ def guided_network(
     unconditional: Conditioning | None = None,
     scale: float = 1.0,
     embed: float | None = None,
+    with_text: bool = False,
 ) -> Network:
     """Velocity of `transformer` under classifier-free guidance.
 
     `scale` 1 evaluates the conditional branch only, 0 the unconditional one only; else both run as
-    one doubled batch. `unconditional` is needed unless `scale` is 1. `embed` is the value of the
-    guidance input, in both branches, for a network that has one.
+    one doubled batch, the conditional branch last. `unconditional` is needed unless `scale` is 1.
+    `embed` is the value of the guidance input, in both branches, for a network that has one.
+    `with_text` evaluates the conditional branch at scale 0 too, for what it shows on the way.
     """
 
     def plain(x: Tensor, t_B: Tensor, what: Conditioning) -> Tensor:
@@ -47,7 +49,7 @@ def guided_network(
         return lambda x, t_B: plain(x, t_B, conditioning)
     if unconditional is None:
         raise ValueError(f"guidance scale {scale} needs the unconditional embedding")
-    if scale == 0:
+    if scale == 0 and not with_text:
         return lambda x, t_B: plain(x, t_B, unconditional)
     both = concat(unconditional, conditioning)
 

@@ -49,14 +49,24 @@ class Loss(NamedTuple):
         total: Sum over latent elements, divided by the number of images B.
         per_image_B: The addends, detached: sums over latent elements.
         dropped: Images with non-finite values; they add nothing (`sid.md` 2.4).
+        adversarial_B: The share of the addends that is adversarial, in a data-aided run.
     """
 
     total: Tensor
     per_image_B: Tensor
     dropped: int
+    adversarial_B: Tensor | None = None
 
     def scaled(self, factor: float) -> Loss:
-        return Loss(self.total * factor, self.per_image_B * factor, self.dropped)
+        share_B = None if self.adversarial_B is None else self.adversarial_B * factor
+        return Loss(self.total * factor, self.per_image_B * factor, self.dropped, share_B)
+
+    def with_adversarial(self, other: Loss) -> Loss:
+        """The sum of both. What breaks a velocity breaks the features before it too, so the larger
+        count is that of the images dropped from either."""
+        dropped = max(self.dropped, other.dropped)
+        per_image_B = self.per_image_B + other.per_image_B
+        return Loss(self.total + other.total, per_image_B, dropped, other.per_image_B)
 
 
 def fake_loss(fake: Velocity, x_g: Tensor, eps: Tensor, t_B: Tensor) -> Loss:
@@ -73,7 +83,7 @@ def fake_loss(fake: Velocity, x_g: Tensor, eps: Tensor, t_B: Tensor) -> Loss:
     x_g = x_g.detach()
     x_t = flow.add_noise(x_g, eps, t_B)
     error = fake(x_t, t_B).float() - flow.velocity(x_g, eps).float()
-    return _reduce(error**2)
+    return reduce(error**2)
 
 
 def generator_loss(
@@ -114,11 +124,11 @@ def generator_loss(
     d = d_inner = f_phi - f_psi
     if fake_inner is not None:
         d_inner = f_phi - flow.x0_from_velocity(x_t, fake_inner(x_t, t_B), t_B).float()
-    return _reduce(weight * d * ((f_phi - x_g) - alpha * d_inner))
+    return reduce(weight * d * ((f_phi - x_g) - alpha * d_inner))
 
 
-def _reduce(elements: Tensor) -> Loss:
-    """Sums over latent elements, then divides by the batch; non-finite images are masked out.
+def reduce(elements: Tensor) -> Loss:
+    """Sums over all but the first axis, then divides by the batch; non-finite images are masked out.
 
     The masking is a `where` on the loss, so the gradient of a dropped image can still be NaN inside
     the network; `clean_gradients` takes care of that.

@@ -56,24 +56,29 @@ class State:
 
 
 def new_state(
-    recipe: Recipe, transformer: nn.Module, targets: Sequence[str] = (), place: Place = lambda role: role
+    recipe: Recipe,
+    transformer: nn.Module,
+    start: nn.Module | None = None,
+    targets: Sequence[str] = (),
+    place: Place = lambda role: role,
 ) -> State:
     """Generator and fake network as the teacher is, each with an Adam of its own.
 
     Args:
         recipe: Says what of them is trained, and how.
         transformer: The teacher's.
+        start: What generator and average start as, if not as that (`sid.md` 2.1, 2.9).
         targets: Ends of the names of the layers that an adapter changes by default.
         place: Moves or shards a network before it gets its optimizer.
 
     Raises:
         DistillError: the recipe's adapter does not fit the network.
     """
-    role = partial(roles.new_role, transformer, recipe.adapter, targets)
-    generator = role(2 * recipe.seed)
+    role = partial(roles.new_role, adapter=recipe.adapter, targets=targets)
+    generator = role(start or transformer, seed=2 * recipe.seed)
     ema = place(roles.average_of(generator)) if recipe.ema else None
     generator = place(generator)
-    fake = place(role(2 * recipe.seed + 1))
+    fake = place(role(transformer, seed=2 * recipe.seed + 1))
     wanted = recipe.optimizer
 
     def adam(module: nn.Module, rate: float) -> Adam:

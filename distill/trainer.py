@@ -2,6 +2,7 @@
 
 Three roles of one network: the frozen teacher, the fake score network and the generator. Each
 iteration updates the fake network and then the generator; both use the same random step index k.
+With real images the fake network is a discriminator as well (`sid.md` 2.9 and 6.2).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,12 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import flow, sid
+from . import adversarial, flow, sid
+from .adversarial import Critic
+from .data import Latents
 from .errors import RunFailed
 from .families import Conditioning, repeat
+from .parallel import ALONE, Ranks
 from .pictures import Images, to_images
 from .pipeline import Pipeline
-from .recipe import Recipe
+from .recipe import Recipe, Stage
 from .report import Iteration, Report
 from .roles import require_grad, trained
 from .run import Run
@@ -37,14 +41,23 @@ PATIENCE = 3  # iterations in a row without one finite image
 
 
 @dataclass(frozen=True)
+class Real:
+    """Real images: clean latents and what their own captions say."""
+
+    x0: Tensor
+    conditioning: Conditioning
+
+
+@dataclass(frozen=True)
 class Draw:
-    """The fresh random inputs of one part of a batch."""
+    """The fresh random inputs of one part of a batch; real images for a discriminator only."""
 
     conditioning: Conditioning
     unconditional: Conditioning
     noise: Callable[[int], Tensor]
     eps: Tensor
     t_B: Tensor
+    real: Real | None = None
 
 
 @dataclass
@@ -56,26 +69,33 @@ class Trainer:
         teacher: The frozen pipeline; its transformer is the starting point of both trained networks.
         prompts: Texts to draw from.
         run: Where events, pictures and checkpoints go, and what says when to stop.
+        data: Real images, of a data-aided run.
+        start: The transformer that the generator starts from, if not the teacher's.
         device: Where it is to run, if not where the teacher is: shards are cut from copies on the CPU.
+        ranks: The processes that share it.
     """
 
     recipe: Recipe
     teacher: Pipeline
     prompts: Sequence[str]
     run: Run
+    data: Latents | None = None
+    start: nn.Module | None = None
     device: torch.device | None = None
+    ranks: Ranks = ALONE
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
-        recipe, teacher, self.ranks = self.recipe, self.teacher, self.run.ranks
+        recipe, teacher = self.recipe, self.teacher
         self.share = self.ranks.share(recipe)
         if recipe.activation_checkpointing:
             teacher.modules.transformer.enable_gradient_checkpointing()  # the other roles copy it
         place = partial(self.ranks.place, recipe=recipe, device=self.device or teacher.device)
-        self.state = new_state(recipe, teacher.transformer, teacher.family.adapted, place)
+        self.state = new_state(recipe, teacher.transformer, self.start, teacher.family.adapted, place)
         place(teacher.transformer)
-        teacher.join_transformer()
-        self.embeddings = self.run.embeddings(teacher)
+        if self.device is not None:
+            teacher.join_transformer()
+        self.embeddings = self.run.embeddings(teacher) if recipe.embedding_cache else None
         self.embed = teacher.embed if self.embeddings is None else self.embeddings.embed
         self.unconditional = teacher.unconditional()
         self.levels = uniform_levels(self.recipe.steps)
@@ -87,6 +107,12 @@ class Trainer:
         live = self.recipe.keep == "live" or self.state.ema is None
         return self.state.generator if live else self.state.ema  # type: ignore[return-value]
 
+    @property
+    def stage(self) -> Stage:
+        """What is trained now; without real images always the generator, with SiD's loss alone."""
+        seen = self.state.iteration * self.recipe.batch
+        return "sid" if self.data is None else self.recipe.adversarial.stage(seen)
+
     def train(self) -> None:
         """Runs from the state's iteration to the recipe's last.
 
@@ -96,7 +122,8 @@ class Trainer:
         """
         with _attention(self.teacher.device):
             if self.embeddings is not None:
-                self.embeddings.fill(self.prompts, until=lambda: self.run.stopping)
+                captions = () if self.data is None else self.data.captions
+                self.embeddings.fill([*self.prompts, *captions], until=lambda: self.run.stopping)
                 self.run.stop_if_asked(self)
             self._train()
 
@@ -107,23 +134,26 @@ class Trainer:
             set_rates(state, recipe)
             k = self.draw_step()
 
-            # Fake score network.
+            # Fake score network, with real images also as discriminator.
             select(update=state.fake, freeze=state.generator)
             for update in range(recipe.fake_updates):
                 fake = self.accumulate(self.fake_part, k, FAKE + 2 * update)
                 fake_norm = self.step(state.fake, state.fake_optimizer)
 
-            # Generator.
-            select(update=state.generator, freeze=state.fake)
-            generator = self.accumulate(self.generator_part, k, GENERATOR)
-            generator_norm = self.step(state.generator, state.generator_optimizer)
+            # Generator, unless it rests while the discriminator takes the lead.
+            generator, generator_norm = Report(), None
+            if self.stage != "fake":
+                select(update=state.generator, freeze=state.fake)
+                generator = self.accumulate(self.generator_part, k, GENERATOR)
+                generator_norm = self.step(state.generator, state.generator_optimizer)
 
             # Bookkeeping.
             follow(state.ema, state.generator, recipe.ema)
             state.iteration += 1
-            self.check(generator)
             seconds = time.perf_counter() - began
-            self.run.after_iteration(self, Iteration(k, fake, generator, fake_norm, generator_norm, seconds))
+            iteration = Iteration(k, fake, generator, fake_norm, generator_norm, seconds)
+            self.check(iteration.last)
+            self.run.after_iteration(self, iteration)
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Images:
@@ -157,13 +187,29 @@ class Trainer:
         law = recipe.noise_levels
         t_B = flow.logit_normal(count, source, law.mean, law.std)[mine].to(device)
         conditioning = self.embed([self.prompts[i] for i in index])
-        return Draw(conditioning, repeat(self.unconditional, len(index)), normal, normal(), t_B)
+        plain = Draw(conditioning, repeat(self.unconditional, len(index)), normal, normal(), t_B)
+        return plain if self.data is None or phase == GENERATOR else self.with_real(plain, count, source)
 
-    def network(self, module: nn.Module, draw: Draw, scale: float = 1.0, embed: float = 1.0) -> Network:
+    def with_real(self, draw: Draw, count: int, source: torch.Generator) -> Draw:
+        """As many real images as there are generated ones."""
+        assert self.data is not None
+        index = torch.randint(len(self.data), (count,), generator=source)[self.share].tolist()
+        conditioning = self.embed([self.data.captions[i] for i in index])
+        return replace(draw, real=Real(self.data[index].to(draw.eps), conditioning))
+
+    def network(
+        self, module: nn.Module, draw: Draw, scale: float = 1.0, embed: float = 1.0, with_text: bool = False
+    ) -> Network:
         """`module` under guidance: `scale` of two branches, `embed` for a network with a guidance input."""
         family, time_scale = self.teacher.family, self.teacher.time_scale
         both = (draw.conditioning, draw.unconditional)
-        return guided_network(module, family, time_scale, *both, scale, embed)
+        return guided_network(module, family, time_scale, *both, scale, embed, with_text)
+
+    def fake(self, draw: Draw, scale: float, heard: bool) -> Critic:
+        """The fake score network under guidance; `heard` if its logits count, which read the text."""
+        module = self.state.fake
+        network = self.network(module, draw, scale, self.recipe.guidance.fake_embed, with_text=heard)
+        return Critic(network, self.teacher.family, module)
 
     def generate(self, draw: Draw, k: int, grad: bool) -> Tensor:
         """x_g: the clean estimate of step k, with gradient through that step only."""
@@ -171,21 +217,31 @@ class Trainer:
         return rollout(network, self.levels, draw.noise, self.recipe.renoise, k, grad)
 
     def fake_part(self, draw: Draw, k: int) -> tuple[sid.Loss, Tensor]:
+        recipe, real = self.recipe, draw.real
         x_g = self.generate(draw, k, grad=False)
-        kappa = self.recipe.guidance
-        fake = self.network(self.state.fake, draw, kappa.fake_train, kappa.fake_embed)
-        return sid.fake_loss(fake, x_g, draw.eps, draw.t_B).scaled(self.recipe.fake_scale), x_g
+        fake = self.fake(draw, recipe.guidance.fake_train, heard=real is not None)
+        loss = sid.fake_loss(fake, x_g, draw.eps, draw.t_B).scaled(recipe.fake_scale)
+        if real is not None:
+            critic = self.fake(replace(draw, conditioning=real.conditioning), 1, heard=True)
+            critic(flow.add_noise(real.x0, draw.eps, draw.t_B), draw.t_B)
+            told = adversarial.discriminator_loss(critic.logits_BC, fake.logits_BC, x_g[0].numel())
+            loss = loss.with_adversarial(told.scaled(recipe.adversarial.discriminator_weight))
+        return loss, x_g
 
     def generator_part(self, draw: Draw, k: int) -> tuple[sid.Loss, Tensor]:
-        recipe, kappa = self.recipe, self.recipe.guidance
+        recipe, kappa, heard = self.recipe, self.recipe.guidance, self.stage == "combined"
         x_g = self.generate(draw, k, grad=True)
         teacher = self.network(self.teacher.transformer, draw, kappa.teacher, kappa.teacher_embed)
-        fake = self.network(self.state.fake, draw, kappa.fake_outer, kappa.fake_embed)
+        fake = self.fake(draw, kappa.fake_outer, heard)
         same = kappa.fake_inner == kappa.fake_outer
         inner = None if same else self.network(self.state.fake, draw, kappa.fake_inner, kappa.fake_embed)
         noised = (x_g, draw.eps, draw.t_B)
         loss = sid.generator_loss(teacher, fake, *noised, recipe.alpha, recipe.weighting, inner)
-        return loss.scaled(recipe.generator_scale), x_g.detach()
+        loss = loss.scaled(recipe.generator_scale)
+        if heard:
+            taken = adversarial.generator_loss(fake.logits_BC, draw.t_B, x_g[0].numel(), recipe.weighting)
+            loss = adversarial.combined(loss, taken, recipe.adversarial.weight)
+        return loss, x_g.detach()
 
     def accumulate(self, part: Callable[[Draw, int], tuple[sid.Loss, Tensor]], k: int, phase: int) -> Report:
         """Back-propagates a batch in the recipe's number of parts; the report is on all ranks' shares."""

@@ -53,6 +53,12 @@ def number(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    if not 0 < number(text) <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1, got {text!r}")
+    return float(text)
+
+
 def numbers(text: str) -> list[float]:
     try:
         return [number(part) for part in text.split(",")]

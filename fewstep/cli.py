@@ -58,12 +58,14 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"fewstep {__version__}")
     rooms = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _distill(rooms)
+    _plan(rooms)
     _evaluate(rooms)
     _sample(rooms)
     _import(rooms)
     _export(rooms)
     _serve(rooms)
     _shapes(rooms)
+    _doctor(rooms)
     return top
 
 
@@ -89,7 +91,37 @@ def _distill(rooms: Subparsers[Parser]) -> None:
     command.add_argument(
         "--parallel", choices=["ddp", "fsdp"], help="with several: whole networks on each, or shards"
     )
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved recipe and the plan; write and fetch nothing",
+    )
     _device(command)
+
+
+def _plan(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("plan", help="memory and time of a distillation, before any GPU is rented")
+    command.set_defaults(run=commands.plan)
+    command.add_argument("teacher", help="a teacher's folder or hub id, or a recipe")
+    command.add_argument("--gpus", type=arguments.positive, default=1, help="default: 1")
+    command.add_argument("--precision", choices=["bfloat16", "float32"], help="default: the recipe's")
+    command.add_argument(
+        "--adapter", choices=["lora"], help="train adapters on one base instead of all weights"
+    )
+    command.add_argument("--gpu", default="H100", help="give advice for this one (default: H100)")
+    command.add_argument(
+        "--utilisation", type=arguments.share, help="share of the GPU's dense rate to assume (default: 0.4)"
+    )
+    command.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override the recipe"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON: bytes, seconds, operations")
+
+
+def _doctor(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("doctor", help="what this machine can do, what is missing and how to get it")
+    command.set_defaults(run=commands.doctor)
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _evaluate(rooms: Subparsers[Parser]) -> None:

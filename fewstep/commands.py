@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .evaluate import evaluate
 from .models import default_device, open_model
 from .serve import add_settings, serve
 
-__all__ = ["add_settings", "distill", "evaluate", "export", "import_pipeline", "sample", "serve"]
+if TYPE_CHECKING:
+    from distill.recipe import Recipe
+
+__all__ = [
+    "add_settings",
+    "distill",
+    "doctor",
+    "evaluate",
+    "export",
+    "import_pipeline",
+    "plan",
+    "sample",
+    "serve",
+]
 
 
 def distill(options: argparse.Namespace) -> None:
@@ -22,6 +36,8 @@ def distill(options: argparse.Namespace) -> None:
 
     overrides = [*options.set, *([f"parallel={options.parallel}"] if options.parallel else [])]
     recipe = load_recipe(options.recipe, overrides)
+    if options.dry_run:
+        return _dry_run(recipe)
     out = options.out or Path("runs") / Path(options.recipe).stem
     device = options.device or default_device()
     if options.nproc > 1:
@@ -31,6 +47,46 @@ def distill(options: argparse.Namespace) -> None:
         run(recipe, out, options.resume, own, ranks)
     if ranks.first:
         print(out)
+
+
+def _dry_run(recipe: Recipe) -> None:
+    import yaml
+
+    from distill.errors import DistillError
+    from distill.plan import make_plan
+    from distill.prompts import load_prompts
+
+    from .planning import as_text, gpu_named
+
+    shown = as_text(make_plan(recipe), gpu_named("H100"))
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    print(shown)
+    try:
+        load_prompts(recipe.prompts)
+    except DistillError as error:
+        print(f"\nBefore it can run: {error}")
+
+
+def plan(options: argparse.Namespace) -> None:
+    from distill.plan import UTILISATION, Mode, make_plan
+    from distill.recipe import is_recipe, load_recipe, teacher_recipe
+
+    from .planning import as_json, as_text, gpu_named
+
+    gpu = gpu_named(options.gpu)
+    changes = [*options.set, *([f"precision={options.precision}"] if options.precision else [])]
+    read = load_recipe if is_recipe(options.teacher) else teacher_recipe
+    mode = Mode(gpus=options.gpus, adapter=options.adapter)
+    made = make_plan(read(options.teacher, changes), mode, options.utilisation or UTILISATION)
+    print(json.dumps(as_json(made, gpu), indent=2) if options.json else as_text(made, gpu))
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from .doctor import as_json, as_text, can_serve, examine
+
+    findings = examine()
+    print(json.dumps(as_json(findings), indent=2) if options.json else as_text(findings))
+    return 0 if can_serve(findings) else 1
 
 
 def sample(options: argparse.Namespace) -> None:

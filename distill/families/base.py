@@ -1,6 +1,6 @@
-"""What a family is: how one architecture takes its inputs, as data plus three functions.
+"""What a family is: how one architecture takes its inputs, as data plus four functions.
 
-    tokens ──embed──▶ conditioning ──velocity──▶ v(x_t, t) ──decode──▶ picture
+    tokens ──embed──▶ conditioning ──velocity──▶ v(x_t, t) ──decode──▶ picture ──encode──▶ x0
 
 The functions take the modules they run as arguments, so the same ones serve the three networks of a
 distillation, the sampler and the export.
@@ -39,6 +39,7 @@ class Family:
         embed: (text encoders, tokens, their feeding) -> conditioning.
         velocity: (transformer, x_BCHW, time_B, conditioning) -> v_BCHW = E[eps - x0 | x_t].
         decode: (vae, x0_BCHW) -> pictures [B, 3, H, W] in -1 ... 1 (not clipped).
+        encode: The inverse; of a distribution over latents its mean.
         stock_arguments: What the stock pipeline has to be told to do the same as `embed` does.
         aliases: Other pipeline classes that its checkpoints name in `model_index.json`, those of SiD-DiT's
             own code among them.
@@ -49,6 +50,8 @@ class Family:
         optional: Parts that its pipelines may lack.
         guidance: Whether its teachers can have a guidance input, `conditioning["guidance"]` [B].
         adapted: Layers that a LoRA changes: ends of their names behind a block's, and behind `attn`.
+        last_norm: The transformer's modulated norm before its last layer, which puts out [B, N, C] over
+            the N tokens of the picture: what the discriminator sees (`sid.md` 2.9).
     """
 
     name: str
@@ -59,6 +62,7 @@ class Family:
     embed: Callable[[Sequence[Any], Tokens, Text], Conditioning]
     velocity: Callable[[nn.Module, Tensor, Tensor, Conditioning], Tensor]
     decode: Callable[[nn.Module, Tensor], Tensor]
+    encode: Callable[[nn.Module, Tensor], Tensor]
     stock_arguments: Callable[[Text], Mapping[str, object]] = lambda text: {}
     aliases: tuple[str, ...] = ()
     trigflow: bool = False
@@ -68,6 +72,7 @@ class Family:
     optional: tuple[str, ...] = ()
     guidance: bool = False
     adapted: tuple[str, ...] = ()
+    last_norm: str = "norm_out"
 
     def encoders(self, pipeline: Any) -> list[nn.Module]:
         """The text encoders that a pipeline has: Stable Diffusion 3 may come without T5."""

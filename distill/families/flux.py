@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..spec import TextSpec
 from .base import Conditioning, Family, Text, Tokens
-from .sd3 import JOINT, decode
+from .sd3 import JOINT, decode, encode
 
 PACKING = 2
 
@@ -79,6 +79,7 @@ FLUX = Family(
     velocity=velocity,
     decode=decode,
     aliases=("SiDFluxPipeline",),
+    encode=encode,
     packing=PACKING,
     sigmas=sigmas,
     guidance=True,

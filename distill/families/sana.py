@@ -65,6 +65,11 @@ def decode(vae: Any, x0_BCHW: Tensor) -> Tensor:
     return pictures
 
 
+def encode(vae: Any, pictures_BCHW: Tensor) -> Tensor:
+    latents: Tensor = vae.encode(pictures_BCHW, return_dict=False)[0] * vae.config.scaling_factor
+    return latents
+
+
 def instruction() -> str:
     """The "complex human instruction" of SANA's training, as stock diffusers has it."""
     from diffusers import SanaPipeline
@@ -90,6 +95,7 @@ SANA = Family(
     embed=embed,
     velocity=velocity,
     decode=decode,
+    encode=encode,
     stock_arguments=stock_arguments,
     aliases=("SiDSanaPipeline",),
     instruction=instruction,

@@ -64,6 +64,13 @@ def decode(vae: Any, x0_BCHW: Tensor) -> Tensor:
     return pictures
 
 
+def encode(vae: Any, pictures_BCHW: Tensor) -> Tensor:
+    """The mean of the encoder's distribution, so that a cache of latents is reproducible."""
+    mean: Tensor = vae.encode(pictures_BCHW, return_dict=False)[0].mode()
+    latents: Tensor = (mean - vae.config.shift_factor) * vae.config.scaling_factor
+    return latents
+
+
 SD3 = Family(
     name="sd3",
     pipeline="StableDiffusion3Pipeline",
@@ -78,6 +85,7 @@ SD3 = Family(
     velocity=velocity,
     decode=decode,
     aliases=("SiDSD3Pipeline",),
+    encode=encode,
     optional=("text_encoder_3", "tokenizer_3"),
     adapted=JOINT,
 )

@@ -144,12 +144,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         bfloat16=False,
     ),
     "sd3": Architecture(
-        "AutoencoderKL", sd3, Schedule(steps=9000, batch=64, lr=1.5e-3, warmup=200, ema=0.999)
+        "AutoencoderKL", sd3, Schedule(steps=8000, batch=64, lr=1.5e-3, warmup=200, ema=0.999)
     ),
     "flux": Architecture(
         "AutoencoderKL",
         flux,
-        Schedule(steps=9000, batch=64, lr=1.5e-3, warmup=200, ema=0.999),
+        Schedule(steps=8000, batch=64, lr=1.5e-3, warmup=200, ema=0.999),
         guidance=Schedule(steps=800, batch=64, lr=5e-4, warmup=50, ema=0.99),
     ),
 }

@@ -64,14 +64,6 @@ def new_kl_autoencoder() -> AutoencoderKL:
     )
 
 
-def encode(model: AutoencoderDC | AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Latents [B, C, h, w] of pictures [B, 3, H, W] as the denoiser takes them: near unit variance."""
-    latents = _latents(model, pictures)
-    shift: float = model.config.get("shift_factor") or 0.0
-    scaled: Tensor = (latents - shift) * model.config.scaling_factor
-    return scaled
-
-
 def _latents(model: AutoencoderDC | AutoencoderKL, pictures: Tensor) -> Tensor:
     found = model.encode(pictures)
     latents: Tensor = found.latent if isinstance(model, AutoencoderDC) else found.latent_dist.mode()
@@ -99,9 +91,11 @@ def train_autoencoder(
         total: Tensor = error.square().mean() + 0.1 * error.abs().mean()
         return total + regularisation
 
-    fit("autoencoder", model, loss, schedule, seed, out.with_suffix(".checkpoint"))
+    checkpoint = out.with_suffix(".checkpoint")
+    fit("autoencoder", model, loss, schedule, seed, checkpoint)
     model.register_to_config(**_scaling(model, scenes))
     model.save_pretrained(out)
+    checkpoint.unlink(missing_ok=True)
     return model
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..families import Family, Tokens, tokenize
 from ..progress import progress
-from .autoencoder import encode, to_tensor
+from .autoencoder import to_tensor
 from .render import render_all
 from .scenes import Scene, SceneSet, captions
 from .text import CAPTION_LENGTH
@@ -44,7 +44,7 @@ class Corpus:
         self.tokens = tokenize(tokenizers, text, captions(scenes))
         self.empty = tokenize(tokenizers, text, [""])
         self.labels = torch.tensor([scene.labels for scene in scenes])
-        self.latents = torch.cat(list(_encode(pipeline.vae, scenes, rng)))
+        self.latents = torch.cat(list(_encode(family, pipeline.vae, scenes, rng)))
 
     def draw(self, rng: np.random.Generator, batch: int) -> Batch:
         index = torch.from_numpy(rng.integers(len(self.labels), size=batch))
@@ -57,8 +57,8 @@ class Corpus:
 
 
 @torch.no_grad()
-def _encode(vae: Any, scenes: Sequence[Scene], rng: np.random.Generator) -> Iterator[Tensor]:
+def _encode(family: Family, vae: Any, scenes: Sequence[Scene], rng: np.random.Generator) -> Iterator[Tensor]:
     with progress("encoding pictures", len(scenes)) as shown:
         for start in range(0, len(scenes), 100):
-            yield encode(vae, to_tensor(render_all(scenes[start : start + 100], rng)))
+            yield family.encode(vae, to_tensor(render_all(scenes[start : start + 100], rng)))
             shown.update(min(start + 100, len(scenes)))

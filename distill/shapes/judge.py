@@ -66,9 +66,11 @@ def train_judge(out: Path = WEIGHTS, seed: int = 0, schedule: Schedule = SCHEDUL
         logits = model(pictures)[1]
         return torch.stack([F.cross_entropy(x, y) for x, y in zip(logits.values(), labels.T)]).mean()
 
-    fit("judge", model, loss, schedule, seed, out.with_suffix(".checkpoint"))
+    checkpoint = out.with_suffix(".checkpoint")
+    fit("judge", model, loss, schedule, seed, checkpoint)
     with atomic_file(out) as temporary:
         save_file({name: value.half() for name, value in model.state_dict().items()}, temporary)
+    checkpoint.unlink(missing_ok=True)
     return model
 
 

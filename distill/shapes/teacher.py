@@ -77,11 +77,14 @@ def train_teacher(
     pipeline = wanted.build(vae)
     corpus = Corpus(family_named(family), pipeline, TRAINING_PICTURES, seed)
     model = Trainee(family_named(family), pipeline, corpus.empty)
+    checkpoints = [out.with_suffix(f".{stage}.checkpoint") for stage in ("flow", "guidance")]
     with sdpa_kernel(SDPBackend.MATH):  # the fused CPU kernel's backward is slow at these sizes
-        match_flow(model, corpus, wanted, schedule or wanted.schedule, seed, out.with_suffix(".checkpoint"))
+        match_flow(model, corpus, wanted, schedule or wanted.schedule, seed, checkpoints[0])
         if wanted.guidance is not None:
-            teach_guidance(model, corpus, wanted, seed, out.with_suffix(".guidance.checkpoint"))
+            teach_guidance(model, corpus, wanted, seed, checkpoints[1])
     _save(pipeline, out)
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
 
 
 def load_autoencoder(folder: Path, kind: str) -> Any:

@@ -187,7 +187,7 @@ def test_both_adapters_start_from_numbers_of_their_own_that_the_seed_repeats(
 
     def first_factors(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(len(seen))
-        state = new_state(recipe(**LORA, seed=seed), teacher.transformer, teacher.family.adapted)
+        state = new_state(recipe(**LORA, seed=seed), teacher.transformer, targets=teacher.family.adapted)
         return tuple(
             torch.cat([a.flatten() for a, _ in factors(role).values()])
             for role in (state.generator, state.fake)
@@ -316,6 +316,11 @@ def test_a_recipe_names_an_adapter_or_sets_it_up() -> None:
 def test_bad_adapters_are_refused_in_one_line(override: str, message: str) -> None:
     with pytest.raises(DistillError, match=message):
         load_recipe("shapes-sana-lora", [override])
+
+
+def test_the_shared_base_is_the_teacher() -> None:
+    with pytest.raises(ValueError, match="with an adapter the generator starts as the teacher"):
+        Recipe.model_validate({"teacher": "t", "adapter": "lora", "init": "student"})
 
 
 def test_targets_that_do_not_exist_are_refused_before_anything_is_written(

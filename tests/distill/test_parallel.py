@@ -135,6 +135,13 @@ def test_adapters_are_not_sharded() -> None:
         Recipe.model_validate({"teacher": "t", "adapter": "lora", "parallel": "fsdp"})
 
 
+def test_networks_with_a_discriminator_are_not_sharded() -> None:
+    with pytest.raises(
+        ValueError, match="fsdp cannot shard a network with a discriminator; with data use ddp"
+    ):
+        Recipe.model_validate({"teacher": "t", "data": "shapes", "parallel": "fsdp"})
+
+
 def test_alone_there_is_nobody_to_ask() -> None:
     def fail() -> None:
         raise DistillError("no")

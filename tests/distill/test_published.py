@@ -1,90 +1,30 @@
 """The paper's models: recipes that load, and architectures that take the published checkpoints.
 
-Configurations are those of the teachers' `transformer/config.json`; the networks are built without
-memory for their weights.
+Configurations are those of `distill/published.yaml`; the networks are built without memory for their weights.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, SanaTransformer2DModel, SD3Transformer2DModel
-from torch import nn
 
+from distill.outline import Weightless, outline, published
 from distill.recipe import load_recipe, shipped_recipes
 
-SANA_600M = {
-    "num_attention_heads": 36,
-    "attention_head_dim": 32,
-    "num_layers": 28,
-    "num_cross_attention_heads": 16,
-    "cross_attention_head_dim": 72,
-    "cross_attention_dim": 1152,
-    "caption_channels": 2304,
+SIZES: dict[str, tuple[float, int]] = {
+    "sana-0.6b-512": (0.592, 548),
+    "sana-1.6b-512": (1.604, 396),
+    "sana-sprint-0.6b-1024": (0.592, 660),
+    "sana-sprint-1.6b-1024": (1.605, 476),
+    "sd3-medium": (2.028, 683),
+    "sd3.5-medium": (2.243, 909),
+    "sd3.5-large": (8.057, 1227),
+    "flux.1-dev-512": (11.901, 1160),
 }
-SANA_1600M = {
-    **SANA_600M,
-    "num_attention_heads": 70,
-    "num_layers": 20,
-    "num_cross_attention_heads": 20,
-    "cross_attention_head_dim": 112,
-    "cross_attention_dim": 2240,
-}
-SPRINT = {"sample_size": 32, "qk_norm": "rms_norm_across_heads"}
-SD3_MEDIUM = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 192,
-}
-SD35_MEDIUM = {
-    **SD3_MEDIUM,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": tuple(range(13)),
-    "qk_norm": "rms_norm",
-}
-SD35_LARGE = {
-    **SD3_MEDIUM,
-    "num_layers": 38,
-    "num_attention_heads": 38,
-    "caption_projection_dim": 2432,
-    "qk_norm": "rms_norm",
-}
-FLUX_DEV = {
-    "in_channels": 64,
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-    "guidance_embeds": True,
-    "axes_dims_rope": (16, 56, 56),
-}
-
-Model = tuple[type[nn.Module], dict[str, Any], float, int]
-"""Class, configuration, parameters in billions, tensors in the state dict."""
-
-MODELS: dict[str, Model] = {
-    "sana-0.6b-512": (SanaTransformer2DModel, {**SANA_600M, "sample_size": 16}, 0.592, 548),
-    "sana-1.6b-512": (SanaTransformer2DModel, {**SANA_1600M, "sample_size": 16}, 1.604, 396),
-    "sana-sprint-0.6b-1024": (SanaTransformer2DModel, {**SANA_600M, **SPRINT}, 0.592, 660),
-    "sana-sprint-1.6b-1024": (SanaTransformer2DModel, {**SANA_1600M, **SPRINT}, 1.605, 476),
-    "sd3-medium": (SD3Transformer2DModel, SD3_MEDIUM, 2.028, 683),
-    "sd3.5-medium": (SD3Transformer2DModel, SD35_MEDIUM, 2.243, 909),
-    "sd3.5-large": (SD3Transformer2DModel, SD35_LARGE, 8.057, 1227),
-    "flux.1-dev-512": (FluxTransformer2DModel, FLUX_DEV, 11.901, 1160),
-}
+"""Parameters in billions, tensors in the state dict."""
 
 NAMES: dict[str, dict[str, tuple[int, ...]]] = {
     "sana-0.6b-512": {
@@ -129,24 +69,45 @@ ABSENT = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+ENCODERS_AND_AUTOENCODERS = {
+    "sana-0.6b-512": {"text_encoder": 2.614, "vae": 0.312},
+    "sd3-medium": {"text_encoder": 0.124, "text_encoder_2": 0.695, "text_encoder_3": 4.762, "vae": 0.084},
+    "flux.1-dev-512": {"text_encoder": 0.123, "text_encoder_2": 4.762, "vae": 0.084},
+}
+
+
+def billions_of(module: torch.nn.Module) -> float:
+    return sum(each.numel() for each in module.parameters()) / 1e9
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_a_published_checkpoint_fits(name: str) -> None:
-    kind, configuration, billions, tensors = MODELS[name]
+    billions, tensors = SIZES[name]
+    library, kind, configuration = published()[load_recipe(name).teacher]["transformer"]
+    assert library == "diffusers"
     with torch.device("meta"):
-        network = kind(**configuration)
+        network = getattr(diffusers, kind).from_config(configuration)
     weights = network.state_dict()
-    assert sum(each.numel() for each in network.parameters()) / 1e9 == pytest.approx(billions, abs=5e-4)
+    assert billions_of(network) == pytest.approx(billions, abs=5e-4)
     assert len(weights) == tensors
     shapes = {key: tuple(weights[key].shape) for key in NAMES[name] if key in weights}
     assert shapes == NAMES[name]
     assert ABSENT.get(name) not in weights
 
 
+@pytest.mark.parametrize("name", ENCODERS_AND_AUTOENCODERS)
+def test_what_else_a_published_pipeline_holds(name: str) -> None:
+    with Weightless():
+        components = outline(load_recipe(name).teacher).modules.components
+        sizes = {part: billions_of(components[part]) for part in ENCODERS_AND_AUTOENCODERS[name]}
+    assert sizes == pytest.approx(ENCODERS_AND_AUTOENCODERS[name], abs=5e-4)
+
+
 def test_every_model_of_the_paper_has_a_recipe() -> None:
-    assert {*MODELS, "flux.1-dev-1024"} <= set(shipped_recipes())
+    assert {*SIZES, "flux.1-dev-1024"} <= set(shipped_recipes())
 
 
-@pytest.mark.parametrize("name", [*MODELS, "flux.1-dev-1024"])
+@pytest.mark.parametrize("name", [*SIZES, "flux.1-dev-1024"])
 def test_a_recipe_of_the_paper_is_the_published_run(name: str) -> None:
     recipe = load_recipe(name)
     assert re.fullmatch(r"[\w-]+/[\w.-]+", recipe.teacher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import itertools
 import re
 from pathlib import Path
@@ -13,21 +14,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from distill import recipe as module
 from distill.errors import DistillError
-from distill.recipe import SHIPPED, Guidance, NoiseLevels, Optimizer, Recipe, load_recipe, shipped_recipes
+from distill.recipe import (
+    SHIPPED,
+    Adversarial,
+    Data,
+    Guidance,
+    NoiseLevels,
+    Optimizer,
+    Recipe,
+    load_recipe,
+    shipped_recipes,
+)
 from distill.sid import WEIGHTINGS
 from distill.spec import MAX_STEPS, uniform_levels
 
 ROOT = Path(__file__).parents[2]
-SOURCE = Path(module.__file__).read_text()
 
 
 def fields_with_words(model: type[BaseModel]) -> set[str]:
     """Fields followed by a docstring of their own."""
-    body = next(
-        n.body for n in ast.parse(SOURCE).body if isinstance(n, ast.ClassDef) and n.name == model.__name__
-    )
+    source = ast.parse(Path(inspect.getfile(model)).read_text())
+    body = next(n.body for n in source.body if isinstance(n, ast.ClassDef) and n.name == model.__name__)
     found = set()
     for field, following in itertools.pairwise(body):
         words = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
@@ -37,6 +45,7 @@ def fields_with_words(model: type[BaseModel]) -> set[str]:
 
 
 NEED_NO_WORDS = {
+    "adversarial",
     "alpha",
     "beta1",
     "beta2",
@@ -64,7 +73,7 @@ NEED_NO_WORDS = {
 """Said by the class they are of, by a comment above, or by a name that is the paper's own."""
 
 
-@pytest.mark.parametrize("model", [Recipe, Guidance, NoiseLevels, Optimizer])
+@pytest.mark.parametrize("model", [Recipe, Guidance, Data, Adversarial, NoiseLevels, Optimizer])
 def test_a_setting_has_words_of_its_own_or_needs_none(model: type[BaseModel]) -> None:
     """A new setting without words fails here."""
     assert set(model.model_fields) - fields_with_words(model) <= NEED_NO_WORDS

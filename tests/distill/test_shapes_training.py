@@ -17,7 +17,7 @@ from distill.families import family_named
 from distill.pipeline import load_pipeline
 from distill.shapes import architectures, autoencoder, teacher
 from distill.shapes.architectures import ARCHITECTURES
-from distill.shapes.autoencoder import KINDS, encode, to_tensor, train_autoencoder
+from distill.shapes.autoencoder import KINDS, to_tensor, train_autoencoder
 from distill.shapes.corpus import Corpus
 from distill.shapes.fit import Schedule
 from distill.shapes.judge import FEATURES, Judge, load_judge, read, train_judge
@@ -29,6 +29,7 @@ from fewstep.cli import main
 
 TINY = Schedule(steps=2, batch=4, lr=1e-3, warmup=1)
 AUTOENCODERS = {"AutoencoderDC": AutoencoderDC, "AutoencoderKL": AutoencoderKL}
+FAMILY_OF = {"AutoencoderDC": family_named("sana"), "AutoencoderKL": family_named("sd3")}
 CHANNELS = {"sana": 8, "sd3": 16, "flux": 16}
 
 families = pytest.mark.parametrize("family", ARCHITECTURES)
@@ -73,7 +74,7 @@ def unscaled(monkeypatch: pytest.MonkeyPatch) -> None:
 @kinds
 def test_the_autoencoder_is_a_stock_one(vae_folders: dict[str, Path], kind: str) -> None:
     vae = AUTOENCODERS[kind].from_pretrained(vae_folders[kind])
-    latents = encode(vae, torch.zeros(2, 3, 64, 64))
+    latents = FAMILY_OF[kind].encode(vae, torch.zeros(2, 3, 64, 64))
     assert latents.shape == (2, 8 if kind == "AutoencoderDC" else 16, 8, 8)
     assert vae.decode(latents).sample.shape == (2, 3, 64, 64)
 
@@ -83,7 +84,7 @@ def test_latents_are_scaled_to_unit_variance(vae_folders: dict[str, Path], kind:
     vae, rng = AUTOENCODERS[kind].from_pretrained(vae_folders[kind]), np.random.default_rng(5)
     pictures = to_tensor(render_all(SceneSet("train").draw(rng, 128), rng))
     with torch.no_grad():
-        scaled = encode(vae, pictures)
+        scaled = FAMILY_OF[kind].encode(vae, pictures)
     assert float(scaled.std()) == pytest.approx(1, rel=0.05)
     if kind == "AutoencoderKL":
         assert float(scaled.mean()) == pytest.approx(0, abs=0.05)
@@ -119,6 +120,7 @@ def test_a_stopped_autoencoder_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert out.with_suffix(".checkpoint").is_file()
     assert not out.exists()
     parts = train_autoencoder(out, 0, TINY)
+    assert not out.with_suffix(".checkpoint").exists(), "another training would take it for its own"
     pairs = zip(whole.state_dict().values(), parts.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
