@@ -17,13 +17,27 @@ from distill.parallel import ALONE, Ranks
 from distill.pipeline import load_pipeline
 from distill.recipe import Recipe
 
-from .conftest import TINY, events, losses
+from .conftest import TINY, events
 from .ranks import on_two_ranks
 from .states import part_of, tensors
 from .test_trainer import stop_after
 
-FIGURES = ("loss_fake", "loss_generator", "grad_norm_fake", "grad_norm_generator", "spread")
-WHOLE = {"ddp": {}, "fsdp": {"parallel": "fsdp"}, "lora": {"adapter": {"rank": 4}}}
+FIGURES = (
+    "loss_discriminator",
+    "loss_adversarial",
+    "loss_fake",
+    "loss_generator",
+    "grad_norm_fake",
+    "grad_norm_generator",
+    "spread",
+)
+STAGES = {"generator_from": 8, "combined_from": 16}  # batches of 8: one iteration, one, and two
+WHOLE: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp": {"parallel": "fsdp"},
+    "lora": {"adapter": {"rank": 4}},
+    "data-aided": {"data": {"source": "shapes", "count": 16}, "adversarial": STAGES},
+}
 TOLERANCE = 1e-4  # relative, of losses, norms and weights of the first iterations; seen: 7e-6
 
 
@@ -39,6 +53,7 @@ def runs(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One rank's runs under `one/`, those of two under `two/`; stopped ones went on with the other number."""
     folder = tmp_path_factory.mktemp("runs")
     recipes = {kind: recipe_of(tiny_teacher, **changes) for kind, changes in WHOLE.items()}
+    recipes["data-aided"]["data"]["cache"] = str(folder / "cache")
     for kind, content in recipes.items():
         distill(Recipe.model_validate(content), folder / "one" / kind)
     for kind in ("ddp", "fsdp"):
@@ -47,20 +62,20 @@ def runs(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs += [(recipes[kind], folder / "1-2" / kind, True, None) for kind in ("ddp", "fsdp")]
     jobs += [(recipes[kind], folder / "2-1" / kind, False, 3) for kind in ("ddp", "fsdp")]
     for outcome in on_two_ranks(jobs):
-        assert outcome == ["done"] * 5 + ["stopped at iteration 3; go on with --resume"] * 2
+        assert outcome == ["done"] * 6 + ["stopped at iteration 3; go on with --resume"] * 2
     for kind in ("ddp", "fsdp"):
         distill(Recipe.model_validate(recipes[kind]), folder / "2-1" / kind, resume=True)
     return folder
 
 
 def figures(out: Path) -> torch.Tensor:
-    return torch.tensor([[event[name] for name in FIGURES] for event in events(out)])
+    return torch.tensor([[event.get(name, 0.0) for name in FIGURES] for event in events(out)])
 
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_two_ranks_give_the_losses_of_one_with_twice_the_images(runs: Path, kind: str) -> None:
     one, two = runs / "one" / kind, runs / "two" / kind
-    assert [row[0] for row in losses(one)] == [row[0] for row in losses(two)]
+    assert [event["k"] for event in events(one)] == [event["k"] for event in events(two)]
     assert figures(one).shape == (4, len(FIGURES))
     torch.testing.assert_close(figures(two), figures(one), rtol=TOLERANCE, atol=0)
 
