@@ -57,6 +57,7 @@ def distill(
         try:
             trainer.train()
         except RunFailed as failure:
+            _rescue(run, trainer)
             kept = ranks.once(lambda: _keep_best(run))
             raise RunFailed(f"{failure}; {kept}") from failure
     if ranks.once(lambda: not (run.folder / "best").is_dir()):
@@ -111,21 +112,26 @@ def _check_memory(recipe: Recipe, device: str, ranks: Ranks) -> None:
         there = torch.cuda.get_device_properties(device)
         if recipe.teacher not in published():  # its folder says what it is, and may have to be fetched
             recipe = recipe.model_copy(update={"teacher": str(find_pipeline(recipe.teacher))})
-        mode = Mode(
-            gpus=ranks.size if recipe.parallel == "fsdp" else 1,
-            adapter="lora" if recipe.adapter else None,
-            rank=recipe.adapter.rank if recipe.adapter else Mode.rank,
-        )
+        mode = Mode.of(recipe, gpus=ranks.size if recipe.parallel == "fsdp" else 1)
         refuse_if_too_small(recipe, there.total_memory, f"{device} ({there.name})", mode)
+
+
+def _rescue(run: Run, trainer: Trainer) -> None:
+    """Where none has been measured, the student of the newest checkpoint is the best that there is."""
+    best = run.folder / "best"
+    if run.ranks.once(lambda: not best.is_dir() and run.checkpoints.latest() is not None):
+        run.checkpoints.load(trainer.state)
+        run.save(trainer, best)
 
 
 def _keep_best(run: Run) -> str:
     """Copies the best student so far to the student folder; says where it is."""
     best = run.folder / "best"
     if not best.is_dir():
-        return "no student has been measured yet, none is kept"
+        return "there is no checkpoint yet, so no student is kept"
     replace_student(best, run.out)
-    return f"the best student so far is in {run.out}"
+    known = "best student so far" if run.quality is not None else "student of the newest checkpoint"
+    return f"the {known} is in {run.out}"
 
 
 def _quality(recipe: Recipe) -> Quality | None:

@@ -54,10 +54,11 @@ class Ranks:
         """
         part = recipe.batch // recipe.accumulation
         if part % self.size:
+            fewer = [n for n in range(1, recipe.accumulation) if recipe.batch % (n * self.size) == 0]
+            advice = f"accumulation {fewer[-1]}" if fewer else f"a batch divisible by {self.size}"
             raise DistillError(
                 f"recipe: batch {recipe.batch} in {recipe.accumulation} part(s) is {part} images, which "
-                f"{self.size} ranks cannot share evenly; choose a batch divisible by "
-                f"{recipe.accumulation * self.size}"
+                f"{self.size} ranks cannot share evenly; choose {advice}"
             )
         own = part // self.size
         return slice(self.rank * own, (self.rank + 1) * own)

@@ -20,7 +20,7 @@ from .errors import DistillError
 from .gpus import GIB, Gpu
 from .outline import Outline, Weightless, outline
 from .progress import progress
-from .recipe import Recipe
+from .recipe import Adapter, Recipe
 from .rehearsal import (
     Setting,
     Stage,
@@ -59,6 +59,14 @@ class Mode:
     adapter: Literal["lora"] | None = None
     rank: int = 64
     frozen_bytes: int = FLOAT32
+
+    @classmethod
+    def of(cls, recipe: Recipe, gpus: int = 1, adapter: Literal["lora"] | None = None) -> Mode:
+        """As the recipe says, or with an adapter that it does not have."""
+        wanted = recipe.adapter or (Adapter(type=adapter) if adapter else None)
+        if wanted is None:
+            return cls(gpus, recipe.activation_checkpointing)
+        return cls(gpus, recipe.activation_checkpointing, wanted.type, wanted.rank)
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,7 @@ def make_plan(recipe: Recipe, mode: Mode | None = None, utilisation: float = UTI
     Raises:
         DistillError: the teacher's configuration is not at hand, or the batch cannot be divided.
     """
-    mode = mode or Mode()
+    mode = mode or Mode.of(recipe)
     images, parts = _share(recipe, mode.gpus)
     part = recipe.model_copy(update={"batch": images, "accumulation": 1})
     with _outline(recipe) as pipeline:
@@ -346,12 +354,12 @@ def refuse_if_too_small(recipe: Recipe, available: int, device: str, mode: Mode 
         recipe: Its teacher has to be known by its configuration.
         available: Memory of the device in bytes.
         device: What to call it.
-        mode: How it will be run; by default all weights are trained on this one device.
+        mode: How it will be run; by default as the recipe says, on this one device.
 
     Raises:
         DistillError: it cannot, whatever the batch is.
     """
-    mode = mode or Mode()
+    mode = mode or Mode.of(recipe)
     with _outline(recipe) as pipeline:
         sizes = _sizes(pipeline, mode.rank)
     least = resting_memory(sizes, mode, recipe.ema is not None, _moments(recipe)).total

@@ -67,6 +67,8 @@ class Recipe(Strict):
     renoise: Renoise = "fresh"
 
     iterations: PositiveInt = 4000
+    max_minutes: PositiveFloat | None = None
+    """Ends the training early, after so many minutes, with the student as it is then."""
     batch: PositiveInt = 256
     """Images per update, over all ranks."""
     accumulation: PositiveInt = 1
@@ -144,7 +146,7 @@ class Recipe(Strict):
     @property
     def digest(self) -> str:
         """Of everything but where latents are kept."""
-        content = self.model_dump_json(exclude={"data": {"cache"}})
+        content = self.model_dump_json(exclude={"data": {"cache"}, "max_minutes": True})
         return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -14,7 +14,10 @@ DIR/run/embeddings/  the prompts as encoded, if the recipe keeps them there
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +74,7 @@ class Run:
     Attributes:
         out: The student folder to be.
         stopping: Set by SIGINT or SIGTERM; the run saves its state after the current iteration.
+        out_of_time: Set when the recipe's `max_minutes` are over; that iteration is the last one.
     """
 
     def __init__(
@@ -84,11 +88,11 @@ class Run:
         self.out, self.folder, self.recipe, self.spec, self.quality = out, out / "run", recipe, spec, quality
         self.ranks = ranks
         self.checkpoints = Checkpoints(self.folder / "checkpoints", recipe, ranks)
-        self.stopping = False
+        self.stopping = self.out_of_time = False
         self.last_quality: dict[str, Any] = {}
 
     def prepare(self, resume: bool) -> None:
-        """Refuses to mix two runs in one folder; writes the resolved recipe.
+        """Refuses to mix two runs in one folder; writes the resolved recipe of a new one.
 
         Raises:
             DistillError: there is a run already, or none to resume.
@@ -96,17 +100,21 @@ class Run:
         self.ranks.once(lambda: self._prepare(resume))
 
     def _prepare(self, resume: bool) -> None:
-        latest = self.checkpoints.latest()
-        if resume and latest is None:
+        there = self.checkpoints.latest() is not None
+        if resume and not there:
             raise DistillError(f"nothing to resume: no checkpoint in {self.checkpoints.folder}")
-        if not resume and self.folder.exists():
+        if resume:
+            return
+        if there or (self.folder / "best").exists():
             raise DistillError(f"{self.out} already holds a run; go on with --resume or choose another --out")
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a run that ended before its first checkpoint
         with atomic_file(self.folder / "recipe.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False))
 
     @contextmanager
     def recording(self, start: int) -> Iterator[None]:
         """Opens the logs and the progress display, and catches the signals that ask for a stop."""
+        self.began = time.monotonic()
         with _on_signals(self._stop):
             if self.ranks.first:
                 with self._records(start):
@@ -144,7 +152,8 @@ class Run:
             Interrupted: a signal asked for a stop; the state is saved.
         """
         done, recipe = training.state.iteration, self.recipe
-        last = done == recipe.iterations
+        self.out_of_time = self.ranks.agree(self._minutes() >= (recipe.max_minutes or math.inf))
+        last = done == recipe.iterations or self.out_of_time
         self.stopping = self.ranks.any(self.stopping)
         if self.ranks.first:
             self._record(done, iteration)
@@ -156,6 +165,9 @@ class Run:
             self.checkpoints.save(training.state)
         if self.stopping and not last:
             raise Interrupted(f"stopped at iteration {done}; go on with --resume")
+
+    def _minutes(self) -> float:
+        return (time.monotonic() - self.began) / 60
 
     def stop_if_asked(self, training: Training) -> None:
         """For work before the first iteration.
@@ -211,8 +223,8 @@ class Run:
     def save(self, training: Training, out: Path, module: torch.nn.Module | None = None) -> None:
         """Writes the student as it is now to `out`."""
         role, adapter = module or training.student, self.recipe.adapter
-        dtype, quality = getattr(torch, self.recipe.save_dtype), self.last_quality or None
-        what = (self.spec, out, dtype, quality)
+        measured = self.last_quality if module is None else None  # which are of what is to be kept
+        what = (self.spec, out, getattr(torch, self.recipe.save_dtype), measured or None)
         if adapter is not None and adapter.save == "lora":
             self.ranks.once(lambda: save_lora(training.teacher, role, *what))
         else:

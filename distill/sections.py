@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 SHORTHANDS = {
     "guidance": "preset",
@@ -18,7 +28,29 @@ Stage = Literal["fake", "sid", "combined"]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """Unknown keys are errors, and so are values that only look like what is wanted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_lookalike(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` is no 1, and 48.0 no count."""
+        wanted = _types(cls.model_fields[info.field_name or ""].annotation)
+        if isinstance(value, bool) and bool not in wanted and wanted & {int, float}:
+            raise ValueError("expected a number")
+        if isinstance(value, float) and int in wanted and float not in wanted:
+            raise ValueError("expected a whole number")
+        return value
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The alternatives that an annotation names."""
+    if get_origin(annotation) is Annotated:
+        return _types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*map(_types, get_args(annotation)))
+    return {annotation}
 
 
 def spelled_out(section: str, content: Any) -> Any:

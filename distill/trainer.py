@@ -89,7 +89,9 @@ class Trainer:
         recipe, teacher = self.recipe, self.teacher
         self.share = self.ranks.share(recipe)
         if recipe.activation_checkpointing:
-            teacher.modules.transformer.enable_gradient_checkpointing()  # the other roles copy it
+            copied: list[Any] = [teacher.transformer, *([self.start] if self.start is not None else [])]
+            for network in copied:
+                network.enable_gradient_checkpointing()
         place = partial(self.ranks.place, recipe=recipe, device=self.device or teacher.device)
         self.state = new_state(recipe, teacher.transformer, self.start, teacher.family.adapted, place)
         place(teacher.transformer)
@@ -129,7 +131,7 @@ class Trainer:
 
     def _train(self) -> None:
         state, recipe = self.state, self.recipe
-        while state.iteration < recipe.iterations:
+        while state.iteration < recipe.iterations and not self.run.out_of_time:
             began = time.perf_counter()
             set_rates(state, recipe)
             k = self.draw_step()
@@ -273,7 +275,8 @@ class Trainer:
             raise RunFailed(f"iteration {state.iteration}: the loss has been NaN for {PATIENCE} iterations")
         state.spread_at_start = state.spread_at_start or generated.spread
         low, high = SPREAD_LIMITS
-        if state.lost == 0 and not low < generated.spread / state.spread_at_start < high:
+        known = state.lost == 0 and state.spread_at_start > 0  # one image has no spread
+        if known and not low < generated.spread / state.spread_at_start < high:
             raise RunFailed(
                 f"iteration {state.iteration}: pictures have collapsed (spread of latents "
                 f"{generated.spread:.3g}, at the start {state.spread_at_start:.3g}); lower the learning rate"

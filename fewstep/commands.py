@@ -37,7 +37,7 @@ def distill(options: argparse.Namespace) -> None:
     overrides = [*options.set, *([f"parallel={options.parallel}"] if options.parallel else [])]
     recipe = load_recipe(options.recipe, overrides)
     if options.dry_run:
-        return _dry_run(recipe)
+        return _dry_run(recipe, options.nproc if recipe.parallel == "fsdp" else 1)
     out = options.out or Path("runs") / Path(options.recipe).stem
     device = options.device or default_device()
     if options.nproc > 1:
@@ -49,16 +49,16 @@ def distill(options: argparse.Namespace) -> None:
         print(out)
 
 
-def _dry_run(recipe: Recipe) -> None:
+def _dry_run(recipe: Recipe, gpus: int) -> None:
     import yaml
 
     from distill.errors import DistillError
-    from distill.plan import make_plan
+    from distill.plan import Mode, make_plan
     from distill.prompts import load_prompts
 
     from .planning import as_text, gpu_named
 
-    shown = as_text(make_plan(recipe), gpu_named("H100"))
+    shown = as_text(make_plan(recipe, Mode.of(recipe, gpus)), gpu_named("H100"))
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     print(shown)
     try:
@@ -76,8 +76,9 @@ def plan(options: argparse.Namespace) -> None:
     gpu = gpu_named(options.gpu)
     changes = [*options.set, *([f"precision={options.precision}"] if options.precision else [])]
     read = load_recipe if is_recipe(options.teacher) else teacher_recipe
-    mode = Mode(gpus=options.gpus, adapter=options.adapter)
-    made = make_plan(read(options.teacher, changes), mode, options.utilisation or UTILISATION)
+    recipe = read(options.teacher, changes)
+    mode = Mode.of(recipe, options.gpus, options.adapter)
+    made = make_plan(recipe, mode, options.utilisation or UTILISATION)
     print(json.dumps(as_json(made, gpu), indent=2) if options.json else as_text(made, gpu))
 
 

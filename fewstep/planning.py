@@ -72,7 +72,7 @@ def as_text(plan: Plan, gpu: Gpu) -> str:
 
 def _heading(plan: Plan) -> str:
     recipe, mode, passes = plan.recipe, plan.plain.mode, plan.passes
-    gpus = "one GPU" if mode.gpus == 1 else f"each of {mode.gpus} GPUs"
+    gpus = "one GPU" if mode.gpus == 1 else f"each of {mode.gpus} GPUs (parallel: fsdp)"
     trained = f"adapters of {plan.sizes.adapters / 1e6:.0f} M" if mode.adapter else "all weights"
     return (
         f"{recipe.teacher}: {plan.sizes.network / 1e9:.2f} B parameters, {trained} trained, "
