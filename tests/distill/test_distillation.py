@@ -110,7 +110,7 @@ def test_a_run_that_fails_before_its_first_check_keeps_nothing(
         raise RunFailed("the loss is NaN")
 
     monkeypatch.setattr(Trainer, "check", fail)
-    with pytest.raises(RunFailed, match="the loss is NaN; no student has been measured yet, none is kept"):
+    with pytest.raises(RunFailed, match="the loss is NaN; there is no checkpoint yet, so no student is kept"):
         distill(recipe(), tmp_path / "s")
     assert not (tmp_path / "s" / "generator.json").exists()
 
