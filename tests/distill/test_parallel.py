@@ -141,7 +141,9 @@ def test_shares_are_a_partition_of_a_part(size: int, accumulation: int, own: int
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     recipe = Recipe(teacher="t", batch=12, accumulation=2)
-    with pytest.raises(DistillError, match="is 6 images, which 4 ranks cannot share evenly; choose accumulation 1"):
+    with pytest.raises(
+        DistillError, match="is 6 images, which 4 ranks cannot share evenly; choose accumulation 1"
+    ):
         Ranks(0, 4).share(recipe)
 
 
