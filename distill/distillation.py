@@ -15,11 +15,11 @@ from .data import Latents, load_latents
 from .errors import DistillError, RunFailed
 from .evaluation import evaluate
 from .files import atomic_file
-from .outline import published
 from .parallel import ALONE, Ranks
 from .pictures import Images
 from .pipeline import Pipeline, find_pipeline, load_pipeline
-from .plan import Mode, refuse_if_too_small
+from .planning.outline import published
+from .planning.plan import Mode, refuse_if_too_small
 from .prompts import load_prompts
 from .recipe import Data, Recipe
 from .run import Quality, Run, Training

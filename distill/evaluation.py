@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .frechet import Gaussian, frechet_distance
+from .metrics.frechet import Gaussian, frechet_distance
+from .metrics.tables import cell, markdown, summary
 from .progress import progress
 from .shapes.judge import correct, read
 from .shapes.render import Images, render, render_all
 from .shapes.scenes import ATTRIBUTES, Scene, SceneSet, captions, parse_caption
-from .tables import cell, markdown, summary
 
 Generator = Callable[[Sequence[str], Sequence[int]], Images]
 

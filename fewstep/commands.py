@@ -53,7 +53,7 @@ def _dry_run(recipe: Recipe, gpus: int) -> None:
     import yaml
 
     from distill.errors import DistillError
-    from distill.plan import Mode, make_plan
+    from distill.planning.plan import Mode, make_plan
     from distill.prompts import load_prompts
 
     from .planning import as_text, gpu_named
@@ -68,7 +68,7 @@ def _dry_run(recipe: Recipe, gpus: int) -> None:
 
 
 def plan(options: argparse.Namespace) -> None:
-    from distill.plan import UTILISATION, Mode, make_plan
+    from distill.planning.plan import UTILISATION, Mode, make_plan
     from distill.recipe import is_recipe, load_recipe, teacher_recipe
 
     from .planning import as_json, as_text, gpu_named

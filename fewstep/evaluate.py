@@ -17,8 +17,8 @@ from distill.errors import DistillError
 from .models import TEACHER_STEPS, Images, Model, default_device, open_model
 
 if TYPE_CHECKING:
-    from distill.fidelity import Yardsticks
-    from distill.gallery import Order
+    from distill.metrics.fidelity import Yardsticks
+    from distill.metrics.gallery import Order
 
 FIDELITY = ("fid_features", "clip", "reference_images", "reference_statistics", "pictures")
 
@@ -38,8 +38,8 @@ class Setting:
 
 def evaluate(options: argparse.Namespace) -> None:
     from distill.evaluation import markdown_table
-    from distill.fidelity import fidelity_table
     from distill.files import write_json
+    from distill.metrics.fidelity import fidelity_table
 
     _check(options)
     path, card = _card(options.model) if options.card else (None, {})
@@ -79,8 +79,8 @@ def _shapes(options: argparse.Namespace) -> dict[str, Any]:
 
 def _fidelity(options: argparse.Namespace) -> dict[str, Any]:
     """Whatever may be refused is loaded before the first picture is drawn."""
-    from distill.fidelity import summarise
-    from distill.gallery import draw_gallery
+    from distill.metrics.fidelity import summarise
+    from distill.metrics.gallery import draw_gallery
     from distill.prompts import sample_prompts
 
     seeds = options.seeds or [0]
@@ -106,9 +106,9 @@ def _fidelity(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _yardsticks(options: argparse.Namespace) -> Yardsticks:
-    from distill.clip_score import load_scorer
-    from distill.features import load_features
-    from distill.fidelity import Yardsticks, open_reference
+    from distill.metrics.clip_score import load_scorer
+    from distill.metrics.features import load_features
+    from distill.metrics.fidelity import Yardsticks, open_reference
 
     device, reference = options.device or default_device(), None
     scorer = load_scorer(options.clip, device) if options.clip else None
@@ -125,8 +125,8 @@ def _folder(pictures: Path | None) -> AbstractContextManager[Path | str]:
 
 def _order(setting: Setting, digest: str, prompts: Sequence[str], seed: int, batch: int) -> Order:
     from distill.evaluation import picture_seeds
-    from distill.gallery import Order
     from distill.hub import name_of
+    from distill.metrics.gallery import Order
 
     return Order(
         model=name_of(setting.model.folder),

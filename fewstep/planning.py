@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from distill.errors import DistillError
-from distill.gpus import GIB, GPUS, Gpu
-from distill.plan import RESERVE, Estimate, Memory, Plan, remedies
+from distill.planning.gpus import GIB, GPUS, Gpu
+from distill.planning.plan import RESERVE, Estimate, Memory, Plan, remedies
 
 NOTE = (
     "Memory was counted by running the training code on tensors without memory; {reserve:.0f} GiB are kept free for\n"

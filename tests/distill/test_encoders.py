@@ -15,10 +15,10 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from PIL import Image
 from transformers import AutoModel, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from distill.clip_score import load_scorer
-from distill.encoders import load_encoder
 from distill.errors import DistillError
-from distill.features import FeatureNetwork, load_features
+from distill.metrics.clip_score import load_scorer
+from distill.metrics.encoders import load_encoder
+from distill.metrics.features import FeatureNetwork, load_features
 from distill.pictures import square
 
 from ..tiny_encoders import DIMENSIONS, Colours, Floats, Halves, Pair, save_encoder, save_script

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.clip_score import load_scorer
 from distill.errors import DistillError
-from distill.features import FeatureNetwork, load_features
-from distill.fidelity import Yardsticks, fidelity_table, open_reference, summarise
-from distill.frechet import Gaussian, frechet_distance
+from distill.metrics.clip_score import load_scorer
+from distill.metrics.features import FeatureNetwork, load_features
+from distill.metrics.fidelity import Yardsticks, fidelity_table, open_reference, summarise
+from distill.metrics.frechet import Gaussian, frechet_distance
 from distill.pictures import find_pictures, open_picture
 
 from ..tiny_encoders import Colours, Halves, save_encoder, save_script

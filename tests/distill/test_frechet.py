@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from safetensors.numpy import save_file
 
 from distill.errors import DistillError, RunFailed
-from distill.frechet import Gaussian, frechet_distance
+from distill.metrics.frechet import Gaussian, frechet_distance
 
 seeds = st.integers(0, 2**32 - 1)
 dimensions = st.integers(1, 12)

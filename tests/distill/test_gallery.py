@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import DistillError
-from distill.gallery import MANIFEST, Order, draw_gallery
+from distill.metrics.gallery import MANIFEST, Order, draw_gallery
 from distill.pictures import Images, open_picture
 
 ORDER = Order(

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.metering import LikeCuda, Meter
-from distill.outline import Weightless
+from distill.planning.metering import LikeCuda, Meter
+from distill.planning.outline import Weightless
 
 
 def test_bytes_live_while_something_refers_to_them() -> None:

@@ -12,8 +12,8 @@ import torch
 
 from distill import hub
 from distill.errors import DistillError
-from distill.outline import Outline, Tokenizer, Weightless, outline, published
 from distill.pipeline import load_pipeline
+from distill.planning.outline import Outline, Tokenizer, Weightless, outline, published
 from distill.recipe import Text
 
 Tiny = Callable[[str], Path]

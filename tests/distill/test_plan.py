@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from distill import distillation
 from distill.distillation import distill
 from distill.errors import DistillError
-from distill.gpus import GIB, GPUS, Gpu
-from distill.outline import outline
 from distill.pipeline import load_pipeline
-from distill.plan import (
+from distill.planning.gpus import GIB, GPUS, Gpu
+from distill.planning.outline import outline
+from distill.planning.plan import (
     Estimate,
     Mode,
     Plan,
@@ -31,8 +31,8 @@ from distill.plan import (
     remedies,
     resting_memory,
 )
+from distill.planning.rehearsal import Stage
 from distill.recipe import Recipe
-from distill.rehearsal import Stage
 from distill.trainer import FAKE, GENERATOR, Trainer
 
 Tiny = Callable[[str], Path]

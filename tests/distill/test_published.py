@@ -1,6 +1,6 @@
 """The paper's models: recipes that load, and architectures that take the published checkpoints.
 
-Configurations are those of `distill/published.yaml`; the networks are built without memory for their weights.
+Configurations are those of `distill/planning/published.yaml`; the networks are built without memory for their weights.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import diffusers
 import pytest
 import torch
 
-from distill.outline import Weightless, outline, published
+from distill.planning.outline import Weightless, outline, published
 from distill.recipe import load_recipe, shipped_recipes
 
 SIZES: dict[str, tuple[float, int]] = {

@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
-from distill.outline import Weightless, outline
-from distill.plan import Mode, _outline, _setting, _sizes, resting_memory
+from distill.planning.outline import Weightless, outline
+from distill.planning.plan import Mode, _outline, _setting, _sizes, resting_memory
+from distill.planning.rehearsal import Setting, Stage, around, block_kinds, rehearse, runs, shortened
 from distill.recipe import Recipe
-from distill.rehearsal import Setting, Stage, around, block_kinds, rehearse, runs, shortened
 from distill.shapes.architectures import new_transformer
 from tests.tiny import sana
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.frechet import Gaussian, frechet_distance
+from distill.metrics.frechet import Gaussian, frechet_distance
 from distill.prompts import load_prompts
 from distill.shapes.judge import correct, read
 from distill.shapes.render import PALETTE, SIZE, render, render_all

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from distill import hub
-from distill.gpus import GPUS
 from distill.pipeline import SHIPPED
+from distill.planning.gpus import GPUS
 from distill.recipe import Recipe, load_recipe, shipped_recipes
 from fewstep.cli import main
 

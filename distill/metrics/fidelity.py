@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..errors import DistillError
+from ..pictures import find_pictures, open_picture
+from ..progress import progress
 from .clip_score import ClipScorer
-from .errors import DistillError
 from .features import FeatureNetwork
 from .frechet import Gaussian, frechet_distance
-from .pictures import find_pictures, open_picture
-from .progress import progress
 from .tables import cell, markdown, summary
 
 BATCH = 32

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from ..progress import Progress
+from ..recipe import Recipe
+from ..run import SAMPLE_PROMPTS
+from ..trainer import FAKE, GENERATOR, Draw, Trainer
 from .metering import LikeCuda, Meter
 from .outline import Outline
-from .progress import Progress
-from .recipe import Recipe
-from .run import SAMPLE_PROMPTS
-from .trainer import FAKE, GENERATOR, Draw, Trainer
 
 SHORT = 2  # blocks of a kind that are run in any case
 

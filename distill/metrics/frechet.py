@@ -10,8 +10,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from .errors import DistillError, RunFailed
-from .files import atomic_file
+from ..errors import DistillError, RunFailed
+from ..files import atomic_file
 
 Array = npt.NDArray[np.float64]
 

@@ -16,11 +16,11 @@ from typing import Literal
 
 from torch import nn
 
-from .errors import DistillError
+from ..errors import DistillError
+from ..progress import progress
+from ..recipe import Adapter, Recipe
 from .gpus import GIB, Gpu
 from .outline import Outline, Weightless, outline
-from .progress import progress
-from .recipe import Adapter, Recipe
 from .rehearsal import (
     Setting,
     Stage,

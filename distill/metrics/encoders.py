@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from . import hub
-from .errors import DistillError
-from .pipeline import quiet
+from .. import hub
+from ..errors import DistillError
+from ..pipeline import quiet
 
 
 @dataclass(frozen=True)

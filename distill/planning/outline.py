@@ -16,13 +16,13 @@ import torch
 import yaml
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from . import hub
-from .errors import DistillError
-from .families import Conditioning, Family, family_named, repeat
-from .feeding import feeding
-from .pipeline import Pipeline, family_of, find_pipeline, read_json
-from .recipe import Text
-from .spec import FILE_NAME, GeneratorSpec, TextSpec
+from .. import hub
+from ..errors import DistillError
+from ..families import Conditioning, Family, family_named, repeat
+from ..feeding import feeding
+from ..pipeline import Pipeline, family_of, find_pipeline, read_json
+from ..recipe import Text
+from ..spec import FILE_NAME, GeneratorSpec, TextSpec
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 CHARACTERS_PER_TOKEN = (

@@ -32,8 +32,8 @@ class Gpu:
         return self.bfloat16 if precision == "bfloat16" else self.float32
 
 
-# NVIDIA's data sheets of the SXM modules, of the L40S, and the Ada GPU architecture paper for the RTX 4090.
-# Where a sheet gives the rate with sparsity, half of it stands here.
+# As NVIDIA states for the SXM modules, the L40S and the RTX 4090; the sheets themselves have not been checked
+# here. Where the rate with sparsity is what is stated, half of it stands here.
 GPUS = {
     gpu.name: gpu
     for gpu in (

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ..errors import DistillError
 from .encoders import Encoder, load_encoder, load_tokenizer
-from .errors import DistillError
 
 
 @dataclass(frozen=True)

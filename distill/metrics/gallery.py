@@ -10,11 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from .errors import DistillError
-from .evaluation import Generator
-from .files import write_json
-from .pictures import save_picture
-from .progress import progress
+from ..errors import DistillError
+from ..evaluation import Generator
+from ..files import write_json
+from ..pictures import save_picture
+from ..progress import progress
 
 MANIFEST = "manifest.json"
 

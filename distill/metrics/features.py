@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..errors import DistillError
+from ..pictures import square
 from .encoders import check_device, load_encoder
-from .errors import DistillError
-from .pictures import square
 
 COCO_SIDE = 256  # as in the code published with SiD-DiT, and customary for COCO
 
