@@ -20,6 +20,8 @@ from distill.trainer import Trainer
 class NoRecord:
     """Stands in for a run that is recorded."""
 
+    out_of_time = False
+
     def after_iteration(self, training: object, iteration: object) -> None: ...
 
 
