@@ -105,7 +105,8 @@ class Run:
             raise DistillError(f"nothing to resume: no checkpoint in {self.checkpoints.folder}")
         if resume:
             return
-        if there or (self.folder / "best").exists():
+        foreign = self.folder.exists() and not (self.folder / "recipe.yaml").is_file()
+        if there or foreign or (self.folder / "best").exists():
             raise DistillError(f"{self.out} already holds a run; go on with --resume or choose another --out")
         shutil.rmtree(self.folder, ignore_errors=True)  # of a run that ended before its first checkpoint
         with atomic_file(self.folder / "recipe.yaml") as temporary:

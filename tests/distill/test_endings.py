@@ -67,6 +67,15 @@ def test_a_run_that_died_before_its_first_checkpoint_can_be_started_again(
         distill(recipe(iterations=2), out)
 
 
+def test_a_folder_that_only_has_the_name_of_a_run_is_left_alone(recipe: Recipes, tmp_path: Path) -> None:
+    mine = tmp_path / "s" / "run" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(DistillError, match="already holds a run"):
+        distill(recipe(iterations=1), tmp_path / "s")
+    assert mine.read_text() == "mine"
+
+
 def test_a_collapse_leaves_the_student_of_the_newest_checkpoint(
     recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
