@@ -153,10 +153,10 @@ def shapes_train_judge(options: argparse.Namespace) -> None:
 
 def shapes_train_autoencoder(options: argparse.Namespace) -> None:
     from distill.shapes.architectures import ARCHITECTURES
-    from distill.shapes.autoencoder import SCHEDULE, train_autoencoder
+    from distill.shapes.autoencoder import KINDS, train_autoencoder
 
     kind = ARCHITECTURES[options.family].autoencoder
-    train_autoencoder(options.out, options.seed, _length(SCHEDULE, options.steps), kind)
+    train_autoencoder(options.out, options.seed, _length(KINDS[kind].schedule, options.steps), kind)
     print(options.out)
 
 
