@@ -40,7 +40,10 @@ Outcome = DistillError | RunFailed | Interrupted | None
 
 
 class Wire:
-    """An actor between the user's terminal and the ranks: takes the wish to stop there, and words back."""
+    """An actor between the user's terminal and the ranks: takes the wish to stop there, and words back.
+
+    It runs on the node of the terminal, so that no other node's death cuts it.
+    """
 
     def __init__(self) -> None:
         self.stopping, self.listeners = asyncio.Event(), 0
@@ -104,12 +107,14 @@ def distill_on_cluster(
         os.environ.setdefault(name, value)
     try:
         import ray.train.torch
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
     except ImportError as error:
         raise DistillError(f"--ray {address} needs Ray Train: pip install 'fewstep[ray]'") from error
     with _connected(address):
         gpu, size = _workers(ray.cluster_resources(), nproc, device)
         Ranks(0, size).share(recipe)
-        wire = ray.remote(num_cpus=0)(Wire).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        wire = ray.remote(num_cpus=0, scheduling_strategy=here)(Wire).remote()
         with staging_folder(out.absolute()) as notes:
             shared = [Path.cwd(), notes, *_read_by(recipe)]
             work = partial(_rank, recipe.model_dump_json(), out.absolute(), resume, gpu, wire, shared)
@@ -129,9 +134,10 @@ def _connected(address: str) -> Iterator[None]:
     try:
         # What workers write would come with what Ray's own actors write, each second. It is all in Ray's logs.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DistillError(f"--ray {address}: no cluster there ({reason}); expected {ADDRESSES}") from error
+    except Exception as error:  # of many kinds
+        raise DistillError(
+            f"--ray {address}: no cluster there ({_brief(error)}); expected {ADDRESSES}"
+        ) from error
     try:
         yield
     finally:
@@ -227,17 +233,16 @@ def _ask_to_stop(wire: Any) -> None:
 
 def _cause(error: Exception) -> Exception:
     """What befell one rank: a request that is wrong there alone, or its death, for which the others fail."""
-    from ray.exceptions import RayActorError
-
     failures = dict(sorted(getattr(error, "worker_failures", {}).items()))
-    own = [getattr(failure, "_base_exc", None) for failure in failures.values()]
-    for kind in (DistillError, RunFailed):
-        if (found := next((each for each in own if isinstance(each, kind)), None)) is not None:
-            return found
-    died = [rank for rank, failure in failures.items() if isinstance(failure, RayActorError)]
-    for rank in (*died, *failures):
-        return RunFailed(f"rank {rank} died ({_brief(failures[rank])}); go on with --resume")
-    return RunFailed(f"Ray Train ended the run ({_brief(error)}); go on with --resume")
+    raised = {rank: each._base_exc for rank, each in failures.items() if hasattr(each, "_base_exc")}
+    for own in raised.values():
+        if isinstance(own, DistillError | RunFailed):
+            return own
+    died = [rank for rank in failures if rank not in raised] or list(failures)
+    if not died:
+        return RunFailed(f"Ray Train ended the run ({_brief(error)}); go on with --resume")
+    cause = raised.get(died[0], failures[died[0]])
+    return RunFailed(f"rank {died[0]} died ({_brief(cause)}); go on with --resume")
 
 
 def _brief(error: Exception) -> str:
