@@ -241,8 +241,8 @@ def _cause(error: Exception) -> Exception:
     died = [rank for rank in failures if rank not in raised] or list(failures)
     if not died:
         return RunFailed(f"Ray Train ended the run ({_brief(error)}); go on with --resume")
-    cause = raised.get(died[0], failures[died[0]])
-    return RunFailed(f"rank {died[0]} died ({_brief(cause)}); go on with --resume")
+    cause = _brief({**failures, **raised}[died[0]])
+    return RunFailed(f"rank {died[0]} died ({cause}); go on with --resume")
 
 
 def _brief(error: Exception) -> str:

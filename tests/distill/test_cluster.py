@@ -41,6 +41,7 @@ def cluster() -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # or whatever else is running comes first
         nodes = Cluster()
         try:
             for address in NODES:
