@@ -30,7 +30,7 @@ from .conftest import TINY, events
 from .test_parallel import TOLERANCE, figures
 
 NODES = ("127.0.0.2", "127.0.0.3")  # Ray takes 127.0.0.1 for the machine's outer address
-STEPS = 24  # iterations, enough to be killed and stopped between
+STEPS = 12  # iterations, enough to be killed and stopped between
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def at_iteration(number: int, out: Path, act: Callable[[], None]) -> None:
     """Does so from a thread, once that iteration is in the record."""
 
     def watch() -> None:
-        end = time.monotonic() + 300
+        end = time.monotonic() + 900
         while time.monotonic() < end:
             if (out / "run/events.jsonl").exists() and len(events(out)) >= number:
                 return act()
