@@ -29,6 +29,8 @@ from fewstep.cli import main
 from .conftest import TINY, events
 from .test_parallel import TOLERANCE, figures
 
+pytestmark = pytest.mark.timeout(1800)  # Ray starts ten processes a run; a busy machine takes minutes to
+
 NODES = ("127.0.0.2", "127.0.0.3")  # Ray takes 127.0.0.1 for the machine's outer address
 STEPS = 12  # iterations, enough to be killed and stopped between
 
@@ -86,7 +88,6 @@ def kill_a_worker() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # Ray starts a dozen processes a run, each of which imports torch
 def test_two_nodes_give_the_losses_of_one_process_though_killed_and_stopped_between(
     cluster: str, recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
