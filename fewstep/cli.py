@@ -84,9 +84,14 @@ def _distill(rooms: Subparsers[Parser]) -> None:
     command.add_argument(
         "--nproc",
         type=arguments.positive,
-        default=1,
         metavar="N",
-        help="processes on this machine, one a GPU",
+        help="processes, one a GPU (default: 1; with --ray, as many as the cluster has GPUs)",
+    )
+    command.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="on a Ray cluster of which this machine is a node: auto, HOST:PORT of its head, or local; "
+        "all nodes have to see the same files",
     )
     command.add_argument(
         "--parallel", choices=["ddp", "fsdp"], help="with several: whole networks on each, or shards"

@@ -29,6 +29,7 @@ __all__ = [
 
 
 def distill(options: argparse.Namespace) -> None:
+    from distill.cluster import distill_on_cluster
     from distill.distillation import distill as run
     from distill.launch import distill_on_ranks
     from distill.parallel import joined
@@ -37,10 +38,14 @@ def distill(options: argparse.Namespace) -> None:
     overrides = [*options.set, *([f"parallel={options.parallel}"] if options.parallel else [])]
     recipe = load_recipe(options.recipe, overrides)
     if options.dry_run:
-        return _dry_run(recipe, options.nproc if recipe.parallel == "fsdp" else 1)
+        return _dry_run(recipe, options.nproc or 1 if recipe.parallel == "fsdp" else 1)
     out = options.out or Path("runs") / Path(options.recipe).stem
+    if options.ray:
+        workers = (options.ray, options.nproc, options.device)
+        print(distill_on_cluster(recipe, out, options.resume, *workers))
+        return
     device = options.device or default_device()
-    if options.nproc > 1:
+    if options.nproc and options.nproc > 1:
         print(distill_on_ranks(recipe, out, options.resume, device, options.nproc))
         return
     with joined(device) as (ranks, own):
