@@ -37,7 +37,7 @@ def find_runtime(bundle: Bundle, backend: str) -> tuple[Kit, PlanFolder]:
         EngineError: no plans for this machine, no package or no GPU; says what to do.
     """
     if not has_plans(bundle, backend):
-        raise EngineError(f"no plans in {bundle.path}; make them with `{build_command(bundle, backend)}`")
+        raise EngineError(f"the bundle has no plans; make them with `{build_command(bundle, backend)}`")
     kit = load_kit(backend)
     return kit, find_plans(bundle, backend, kit.version, find_gpu())
 

@@ -16,7 +16,12 @@ Enum = Any
 
 
 class ILogger(Protocol):
-    """Is told what the library does."""
+    """Is told what the library does; a class of ours derives from the module's."""
+
+    INTERNAL_ERROR: Enum
+    ERROR: Enum
+
+    def log(self, severity: Enum, msg: str) -> None: ...
 
 
 class ITensor(Protocol):

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from onnx import ModelProto
 
@@ -192,14 +193,10 @@ def _configure(kit: Kit, config: IBuilderConfig, target: Target) -> None:
     if "REFIT" in target.flags:
         config.set_flag(kit.trt.BuilderFlag.REFIT)
     if kit.rtx is not None:
-        _aim(kit, config, PORTABLE_CAPABILITIES)  # type: ignore[arg-type]  # RTX's has more
-
-
-def _aim(kit: Kit, config: PortableConfig, capabilities: Sequence[str]) -> None:
-    assert kit.rtx is not None
-    config.num_compute_capabilities = len(capabilities)
-    for index, name in enumerate(capabilities):
-        config.set_compute_capability(getattr(kit.rtx.ComputeCapability, name), index)
+        portable = cast(PortableConfig, config)
+        portable.num_compute_capabilities = len(PORTABLE_CAPABILITIES)
+        for index, name in enumerate(PORTABLE_CAPABILITIES):
+            portable.set_compute_capability(getattr(kit.rtx.ComputeCapability, name), index)
 
 
 @contextmanager
