@@ -78,9 +78,10 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
             raise ValueError("an array in device memory cannot be seen by the host without a copy")
         host = np.empty(self.shape, self.dtype)
         offset = 0
-        for block in self.blocks:
-            self.stream.download(host, offset, block.pointer, block.nbytes)
-            offset += block.nbytes
+        with self.stream.lock:
+            for block in self.blocks:
+                self.stream.download(host, offset, block.pointer, block.nbytes)
+                offset += block.nbytes
         return host if dtype is None else host.astype(dtype)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **settings: Any) -> Any:

@@ -7,7 +7,6 @@ since on one stream no two of them ever run at once.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -58,8 +57,7 @@ class TensorRTRuntime:
     def __init__(self, bundle: Bundle, folder: PlanFolder, kit: Kit, stream: Stream | None = None) -> None:
         self.bundle, self.backend = bundle, kit.backend
         self.tokenize = Tokenizers(bundle.path, bundle.spec)
-        self._lock = threading.Lock()
-        stream = stream or Stream()
+        self._stream = stream = stream or Stream()
         engines = {part: _load(kit, folder, part) for part in PARTS}
         scratch = stream.allocate(max(engine.device_memory_size_v2 for engine in engines.values()))
         plans = folder.manifest.plans
@@ -98,7 +96,7 @@ class TensorRTRuntime:
         return np.asarray(self._run("decoder", {"latents": x0_BCHW})["pictures"])
 
     def _run(self, part: str, inputs: Mapping[str, Value], *outputs: str) -> dict[str, Any]:
-        with self._lock:
+        with self._stream.lock:
             return self._engines[part](inputs, outputs)
 
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -62,12 +64,12 @@ def _checked(cudart: Any, function: str, *arguments: Any) -> Any:
 
 
 class Memory:
-    """Device memory that is freed, in the order of its stream, when nothing refers to it any more."""
+    """Device memory that its stream may have again when nothing refers to it any more."""
 
     def __init__(self, stream: Stream, nbytes: int) -> None:
         self.nbytes = nbytes
         self.pointer = int(stream.call("cudaMallocAsync", max(nbytes, 1), stream.handle))
-        weakref.finalize(self, stream.call, "cudaFreeAsync", self.pointer, stream.handle)
+        weakref.finalize(self, stream.released.append, self.pointer)
 
 
 class Stream:
@@ -76,12 +78,19 @@ class Stream:
     Args:
         cudart: Stands in for NVIDIA's bindings.
 
+    Attributes:
+        lock: Held by whoever puts work on the stream: what another thread put there in the middle of a
+            capture would become part of the graph.
+        released: Memory to be freed: arrays end in any thread and at any time, a capture's included.
+
     Raises:
         EngineError: no GPU, no driver or no bindings.
     """
 
     def __init__(self, cudart: Any = None) -> None:
         self._cudart = cudart or load_cudart()
+        self.lock = threading.RLock()
+        self.released: deque[int] = deque()
         self.handle = int(self.call("cudaStreamCreateWithFlags", self._cudart.cudaStreamNonBlocking))
 
     def call(self, function: str, *arguments: Any) -> Any:
@@ -107,6 +116,8 @@ class Stream:
         self.call("cudaMemcpyAsync", to, pointer, nbytes, kind, self.handle)
 
     def synchronize(self) -> None:
+        while self.released:
+            self.call("cudaFreeAsync", self.released.popleft(), self.handle)
         self.call("cudaStreamSynchronize", self.handle)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:

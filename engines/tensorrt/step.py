@@ -17,7 +17,6 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from ..bundle import Graph
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-VALUES = ("raw_data", "float_data", "double_data", "int32_data", "external_data", "data_location")
 IN_FRONT = (
     ("Unsqueeze", ("timestep", "step.axes"), "step.t"),
     ("Unsqueeze", ("source_timestep", "step.axes"), "step.t_source"),
@@ -82,8 +81,7 @@ def structure(model: ModelProto) -> str:
     bare.CopyFrom(model)
     for tensor in bare.graph.initializer:
         if tensor.data_type in FLOATS:
-            for values in VALUES:
-                tensor.ClearField(values)
+            tensor.CopyFrom(TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type))
     return "sha256:" + hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
