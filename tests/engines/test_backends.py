@@ -137,7 +137,6 @@ def test_torch_runs_students(bare: Bundle) -> None:
 def test_onnx_runtime_draws_the_same_on_a_gpu(bare: Bundle) -> None:
     found = load_runtime(bare, "onnxruntime-cuda")
     assert found.backend == "onnxruntime-cuda"
-    pictures: list[Any] = [
-        generate(one, ["a red star"] * 2, [1, 2], 4) for one in (found, load_runtime(bare, "onnxruntime-cpu"))
-    ]
+    both = (found, load_runtime(bare, "onnxruntime-cpu"))
+    pictures: list[Any] = [generate(one, ["a red star"] * 2, [1, 2], 4) for one in both]
     assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 2

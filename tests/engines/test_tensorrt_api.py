@@ -16,6 +16,7 @@ import pytest
 
 from engines.tensorrt import api, cuda
 
+from . import fake_gpu
 from .bindings import (
     MODULES,
     NAMES,
@@ -134,6 +135,21 @@ def test_the_module_is_used_through_its_types_alone() -> None:
     ]
     assert importing == []
     assert "importlib.import_module(name)" in (Path(api.__file__).parent / "kit.py").read_text()
+
+
+def test_the_stand_in_has_no_method_that_tensorrt_has_not() -> None:
+    module = pytest.importorskip("tensorrt_rtx", reason="pip install 'fewstep[tensorrt-rtx]'")
+    for name, stand_in in {
+        "Builder": fake_gpu.Builder,
+        "OnnxParser": fake_gpu.OnnxParser,
+        "IBuilderConfig": fake_gpu.Config,
+        "IOptimizationProfile": fake_gpu.Profile,
+        "ICudaEngine": fake_gpu.Engine,
+        "IExecutionContext": fake_gpu.Context,
+        "Refitter": fake_gpu.Refitter,
+    }.items():
+        methods = {one for one, value in vars(stand_in).items() if callable(value) and one[0] != "_"}
+        assert methods <= set(dir(getattr(module, name))), name
 
 
 def test_names_of_cuda_exist_in_its_bindings() -> None:

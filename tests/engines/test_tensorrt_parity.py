@@ -72,13 +72,15 @@ class Off:
         return self.real.decode(x)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
 @pytest.mark.parametrize("part", ["text_encoder", "denoiser", "decoder"])
 @pytest.mark.parametrize("mistake", [0.1, np.nan])
 def test_plans_that_are_off_are_refused(
     few: Bundle, expected: OnnxRuntime, part: str, mistake: float
 ) -> None:
+    one = Bundle(few.path, few.manifest.model_copy(update={"batch_sizes": (1,)}), few.digest)
     with pytest.raises(EngineError, match=f"do not match ONNX Runtime: .*{part} at batch size 1 is off by"):
-        check_parity(few, expected, Off(expected, part, mistake))
+        check_parity(one, expected, Off(expected, part, mistake))
 
 
 @pytest.fixture
