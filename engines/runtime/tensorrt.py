@@ -14,7 +14,14 @@ import numpy as np
 
 from ..bundle import PARTS, Bundle, Tensor
 from ..errors import EngineError
-from ..tensorrt.api import CachingConfig, ICudaEngine, IExecutionContext, IRuntimeCache, IRuntimeConfig
+from ..tensorrt.api import (
+    CachingConfig,
+    ICudaEngine,
+    IExecutionContext,
+    IRuntime,
+    IRuntimeCache,
+    IRuntimeConfig,
+)
 from ..tensorrt.caches import runtime_cache
 from ..tensorrt.cuda import Array, Memory, Stream, find_gpu, nbytes
 from ..tensorrt.kit import Kit, load_kit
@@ -58,7 +65,8 @@ class TensorRTRuntime:
         self.bundle, self.backend = bundle, kit.backend
         self.tokenize = Tokenizers(bundle.path, bundle.spec)
         self._stream = stream = stream or Stream()
-        engines = {part: _load(kit, folder, part) for part in PARTS}
+        self._loader = kit.trt.Runtime(kit.logger)  # outlives its engines
+        engines = {part: _load(self._loader, kit, folder, part) for part in PARTS}
         scratch = stream.allocate(max(engine.device_memory_size_v2 for engine in engines.values()))
         plans = folder.manifest.plans
         self._engines = {
@@ -100,8 +108,8 @@ class TensorRTRuntime:
             return self._engines[part](inputs, outputs)
 
 
-def _load(kit: Kit, folder: PlanFolder, part: str) -> ICudaEngine:
-    engine = kit.trt.Runtime(kit.logger).deserialize_cuda_engine(folder.read(part))
+def _load(loader: IRuntime, kit: Kit, folder: PlanFolder, part: str) -> ICudaEngine:
+    engine = loader.deserialize_cuda_engine(folder.read(part))
     if engine is None:
         raise EngineError(f"{kit.backend} cannot load the plan of {part} in {folder.path}: {kit.failure()}")
     return engine

@@ -39,7 +39,7 @@ from .profiles import Profile, profiles
 from .step import join_sampler, joined, load_graph, structure
 
 PORTABLE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
-"""GPUs of the Ampere, Ada and Blackwell generations; TensorRT-RTX has no others that share plans."""
+"""The Ampere, Ada and Blackwell generations, as documented of TensorRT-RTX's portable plans."""
 ROOM = 2.0
 """Plans are about as large as their graphs; the old ones are there until the new ones are."""
 

@@ -51,7 +51,8 @@ def _refit_part(bundle: Bundle, part: str, old: PlanFolder, kit: Kit, folder: Pa
     model, graph = graph_of(bundle, part)
     if structure(model) != old.manifest.plans[part].structure:
         raise EngineError(f"the graph of {part} is not the one of {old.path}: build the plans, do not refit")
-    engine = kit.trt.Runtime(kit.logger).deserialize_cuda_engine(old.read(part))
+    loader = kit.trt.Runtime(kit.logger)  # outlives the engine
+    engine = loader.deserialize_cuda_engine(old.read(part))
     if engine is None:
         raise EngineError(f"{kit.backend} cannot load the plan of {part} in {old.path}: {kit.failure()}")
     refit(engine, kit, weights(bundle.path / graph.file, model), part)
