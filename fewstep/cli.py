@@ -63,6 +63,7 @@ def parser() -> Parser:
     _sample(rooms)
     _import(rooms)
     _export(rooms)
+    _build(rooms)
     _serve(rooms)
     _shapes(rooms)
     _doctor(rooms)
@@ -204,6 +205,7 @@ def _sample(rooms: Subparsers[Parser]) -> None:
     command.add_argument("--seed", type=arguments.seed, default=0, help="of the first picture (default: 0)")
     command.add_argument("--out", type=Path, default=Path("sample.png"))
     command.add_argument("--zoom", type=arguments.positive, default=1, help="enlarge the file's pixels")
+    command.add_argument("--backend", default="auto", help="of a bundle (default: auto, the fastest here)")
     _device(command)
 
 
@@ -237,6 +239,22 @@ def _export(rooms: Subparsers[Parser]) -> None:
     command.add_argument("--precision", default="fp32")
     command.add_argument(
         "--size", nargs="+", type=arguments.size, metavar="WxH", help="default: the student's own"
+    )
+
+
+def _build(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("build", help="adds TensorRT plans for this machine's GPU to a bundle")
+    command.set_defaults(run=commands.build)
+    command.add_argument("bundle", help="a bundle's folder, or the name of a shipped one")
+    command.add_argument("--backend", required=True, metavar="BACKEND", help="tensorrt or tensorrt-rtx")
+    command.add_argument("--out", type=Path, metavar="BUNDLE", help="add them to a copy of the bundle")
+    command.add_argument(
+        "--refittable", action="store_true", help="let the weights be exchanged later; costs some speed"
+    )
+    command.add_argument(
+        "--refit-from",
+        metavar="BUNDLE",
+        help="take another bundle's refittable plans, with this one's weights",
     )
 
 

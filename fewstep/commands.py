@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_settings",
+    "build",
     "distill",
     "doctor",
     "evaluate",
@@ -101,7 +102,7 @@ def sample(options: argparse.Namespace) -> None:
 
     numbered = enumerate(options.prompt, start=1)
     prompts = [check_prompt(prompt, f"prompt {number}") for number, prompt in numbered]
-    model = open_model(options.model, options.device)
+    model = open_model(options.model, options.device, backend=options.backend)
     steps = options.steps or model.default_steps
     images = model.draw(prompts, range(options.seed, options.seed + len(prompts)), steps, options.guidance)
     save_grid([images], options.out, options.zoom)
@@ -116,6 +117,20 @@ def export(options: argparse.Namespace) -> None:
         find_pipeline(options.student), options.out, sizes=options.size, precision=options.precision
     )
     print(f"{bundle.path} {bundle.digest}")
+
+
+def build(options: argparse.Namespace) -> None:
+    from engines.bundle import find_bundle
+    from engines.tensorrt.add import add_plans
+
+    made = add_plans(
+        find_bundle(options.bundle),
+        options.backend,
+        out=options.out,
+        refittable=options.refittable,
+        refit_from=find_bundle(options.refit_from) if options.refit_from else None,
+    )
+    print(made.path)
 
 
 def import_pipeline(options: argparse.Namespace) -> None:
