@@ -152,6 +152,8 @@ class Manifest(BaseModel):
     certificate: Certificate
     quality: dict[str, Any] | None = None
     """The student's quality card, if it has one."""
+    islands: dict[str, tuple[str, ...]] = Field(default={}, exclude_if=lambda islands: not islands)
+    """Of a bundle in half precision: the layers of each part that compute in float32."""
     provenance: dict[str, str]
 
 

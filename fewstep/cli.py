@@ -229,7 +229,20 @@ def _export(rooms: Subparsers[Parser]) -> None:
     command.set_defaults(run=commands.export)
     command.add_argument("student")
     command.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
-    command.add_argument("--precision", default="fp32")
+    command.add_argument(
+        "--precision",
+        default="fp32",
+        help="fp32 (default), fp16, int8, int8-qdq, or auto: the fastest here whose certificate holds",
+    )
+    command.add_argument(
+        "--min-psnr",
+        type=arguments.number,
+        metavar="DB",
+        help="least PSNR of pictures against PyTorch (default: 40; int8: 20)",
+    )
+    command.add_argument(
+        "--prompts", metavar="FILE", help="to calibrate int8-qdq on (the first 64); or shapes:train"
+    )
     command.add_argument(
         "--size", nargs="+", type=arguments.size, metavar="WxH", help="default: the student's own"
     )

@@ -27,6 +27,8 @@ __all__ = [
     "serve",
 ]
 
+CALIBRATION_PROMPTS = 64
+
 
 def distill(options: argparse.Namespace) -> None:
     from distill.distillation import distill as run
@@ -105,10 +107,16 @@ def sample(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     from distill.pipeline import find_pipeline
+    from distill.prompts import load_prompts
     from engines.export import export_student
 
     bundle = export_student(
-        find_pipeline(options.student), options.out, sizes=options.size, precision=options.precision
+        find_pipeline(options.student),
+        options.out,
+        sizes=options.size,
+        precision=options.precision,
+        min_psnr=options.min_psnr,
+        prompts=load_prompts(options.prompts)[:CALIBRATION_PROMPTS] if options.prompts else (),
     )
     print(f"{bundle.path} {bundle.digest}")
 
