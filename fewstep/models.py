@@ -43,7 +43,7 @@ class Model:
 
 
 def open_model(name_or_path: str, device: str | None = None, few_step: bool = False) -> Model:
-    """Loads a model given by folder or shipped name.
+    """Loads a model given by folder, by shipped name, or by a bundle's name in the store.
 
     With `few_step` a teacher is run as the student that it is before any distillation.
 
@@ -52,10 +52,19 @@ def open_model(name_or_path: str, device: str | None = None, few_step: bool = Fa
     """
     if (Path(name_or_path) / "bundle.json").is_file():
         return _bundle(Path(name_or_path))
+    if stored := _stored(name_or_path):
+        return _bundle(stored)
     from distill.pipeline import load_pipeline
 
     pipeline = load_pipeline(name_or_path, device or default_device())
     return _pipeline(_as_student(pipeline) if few_step and pipeline.spec is None else pipeline)
+
+
+def _stored(name: str) -> Path | None:
+    from engines.store import Store
+    from service.settings import read_settings
+
+    return Store(read_settings().store).find(name)
 
 
 def default_device() -> str:

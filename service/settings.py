@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     models: Annotated[dict[str, str], NoDecode] = Field(
         default=DEFAULT_MODELS,
         min_length=1,
-        description="Models to serve, NAME=BUNDLE[,NAME=BUNDLE...]; a bundle is a folder or a shipped name;"
+        description="Models to serve, NAME=BUNDLE[,NAME=BUNDLE...]; a bundle is a folder, a shipped name or one in the store;"
         " the first one answers requests that name no model",
     )
     data_dir: Path = Field(default_factory=_data_home, description="Folder for what the server keeps")
@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line"
     )
+
+    @property
+    def store(self) -> Path:
+        """Where bundles are kept by name."""
+        return self.data_dir / "bundles"
 
     @field_validator("models", mode="before")
     @classmethod

@@ -18,6 +18,8 @@ from .precision import UNCERTIFIABLE, Precision
 from .student import Student
 
 ROUNDS = 5
+TIE = 1.05
+"""A more exact precision is taken if it needs at most this much longer."""
 PROMPT = "a red circle on a white background"
 
 
@@ -29,7 +31,7 @@ class Candidate:
         precision: Its name.
         bundle: What was exported; None if it was rejected.
         rejected: Why; empty if it was not.
-        seconds: Per picture at the smallest and at the largest batch size, most steps.
+        seconds: CPU time per picture at the smallest and at the largest batch size, most steps, one thread.
     """
 
     precision: str
@@ -40,6 +42,8 @@ class Candidate:
 
 def choose(student: Student, folder: Path, wish: Wish, precisions: Sequence[Precision], say: Say) -> None:
     """Leaves in `folder` the bundle that needs the least time per picture at the largest batch size.
+
+    `precisions` come in the order of their exactness.
 
     Raises:
         EngineError: none holds; names the reason of each.
@@ -52,7 +56,8 @@ def choose(student: Student, folder: Path, wish: Wish, precisions: Sequence[Prec
     held = [one for one in timed if one.bundle is not None]
     if not held:
         raise EngineError(f"{student.name}: no precision holds: {'; '.join(one.rejected for one in timed)}")
-    best = min(held, key=lambda one: one.seconds[-1])
+    least = min(one.seconds[-1] for one in held)
+    best = next(one for one in held if one.seconds[-1] <= least * TIE)
     say(f"{best.precision} is the fastest that holds")
     _keep(folder, f".{best.precision}")
 
@@ -70,7 +75,9 @@ def _try(student: Student, folder: Path, wish: Wish, precision: Precision, say: 
 
 def _timed(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those that were not rejected take turns, so that a busy moment hits all of them."""
-    runtimes = {one.precision: OnnxRuntime(one.bundle) for one in candidates if one.bundle is not None}
+    runtimes = {
+        one.precision: OnnxRuntime(one.bundle, threads=1) for one in candidates if one.bundle is not None
+    }
     seconds: dict[str, tuple[float, ...]] = dict.fromkeys(runtimes, ())
     for count in _batch_ends(candidates):
         calls = {name: _call(runtime, count) for name, runtime in runtimes.items()}
@@ -91,13 +98,16 @@ def _call(runtime: OnnxRuntime, count: int) -> Callable[[], object]:
 
 
 def medians(calls: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of each call over `rounds` rounds, after one that does not count."""
+    """Median CPU seconds of each call over `rounds` rounds, after one that does not count.
+
+    CPU time, since the machine may be busy with other things.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
-            started = time.perf_counter()
+            started = time.process_time()
             call()
-            taken[name].append(time.perf_counter() - started)
+            taken[name].append(time.process_time() - started)
     return {name: median(times[1:]) for name, times in taken.items()}
 
 
@@ -118,7 +128,7 @@ def _line(candidate: Candidate) -> str:
     times = " / ".join(f"{1000 * one:.1f}" for one in candidate.seconds)
     sizes = " / ".join(map(str, sorted({min(manifest.batch_sizes), max(manifest.batch_sizes)})))
     return (
-        f"{candidate.precision:9} {megabytes:.1f} MB, {times} ms a picture in batches of {sizes}, "
+        f"{candidate.precision:9} {megabytes:.1f} MB, {times} ms of CPU a picture in batches of {sizes}, "
         f"{psnr:.1f} dB, a batch changes {batch:.1g}"
     )
 

@@ -60,9 +60,7 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
     spec = SamplerSpec.model_validate(content)
     reference = TorchNetworks(student.family, student.spec, student.pipeline)
     networks = OnnxNetworks(folder, spec)
-    certificate = certify(
-        reference, networks, spec, wish.batch_sizes, wish.sizes, precision.tolerance, say
-    )
+    certificate = certify(reference, networks, spec, wish.batch_sizes, wish.sizes, precision.tolerance, say)
     if failures := certificate.failures():
         raise EngineError(f"{student.name}: the graphs do not match PyTorch: {'; '.join(failures)}")
     manifest = Manifest(

@@ -43,7 +43,9 @@ class Precision:
     calibrated: bool = False
 
 
-def _bounds(text_encoder: float, denoiser: float, decoder: float, batch: float, picture: float) -> Mapping[str, float]:
+def _bounds(
+    text_encoder: float, denoiser: float, decoder: float, batch: float, picture: float
+) -> Mapping[str, float]:
     parts = {"text_encoder": text_encoder, "denoiser": denoiser, "decoder": decoder}
     return MappingProxyType({**parts, "batch": batch, "picture": picture})
 
@@ -54,7 +56,7 @@ PRECISIONS = {
         # float32 noise is ten times smaller, mistakes are far larger
         Precision("fp32", _bounds(1e-4, 1e-4, 1e-4, 1e-3, 40.0)),
         Precision("fp16", _bounds(1e-2, 1e-2, 1e-2, 1e-2, 40.0), half=True),
-        Precision("int8", _bounds(1e-4, 0.2, 1e-4, 0.2, 20.0), quantised=("denoiser",)),
+        Precision("int8", _bounds(1e-4, 0.2, 1e-4, 0.5, 20.0), quantised=("denoiser",)),
         Precision("int8-qdq", _bounds(1e-4, 0.2, 1e-4, 1e-3, 20.0), quantised=("denoiser",), calibrated=True),
     )
 }

@@ -45,7 +45,9 @@ def findings(model: ModelProto) -> Iterator[str]:
 
 def foreign_constants(model: ModelProto, module: torch.nn.Module) -> Iterator[str]:
     """Large constants that are neither a weight or buffer of `module` nor one transposed: traced state."""
-    known = {_digest(form) for tensor in module.state_dict(keep_vars=False).values() for form in _forms(tensor)}
+    known = {
+        _digest(form) for tensor in module.state_dict(keep_vars=False).values() for form in _forms(tensor)
+    }
     known |= {_digest(form) for tensor in module.buffers() for form in _forms(tensor)}
     for label, tensor in _constants(model):
         if np.prod(tensor.dims) >= LARGE and _digest(numpy_helper.to_array(tensor)) not in known:
