@@ -45,7 +45,7 @@ def in_half(part: Part, dtype: torch.dtype) -> Part:
     twin = copy.deepcopy(part.module, memo)
     for name, module in twin.named_modules():
         if not list(module.children()) and list(module.parameters()):
-            module._result = None if last.search(name) else dtype  # type: ignore[assignment]
+            module._result = None if last.search(name) else dtype
             module.forward = MethodType(_forward, module)
     return replace(part, module=_Float32Outputs(twin))
 
@@ -66,10 +66,10 @@ class _Float32Outputs(nn.Module):
         self.inner = inner
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...] | Tensor:
-        outputs = self.inner(*inputs)
+        outputs: tuple[Tensor, ...] | Tensor = self.inner(*inputs)
         if isinstance(outputs, Tensor):
-            return _to(outputs, torch.float32)
-        return tuple(_to(output, torch.float32) for output in outputs)
+            return outputs.float()
+        return tuple(output.float() if output.is_floating_point() else output for output in outputs)
 
 
 def _forward(layer: Any, *inputs: Any, **named: Any) -> Tensor:

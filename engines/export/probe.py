@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 import torch
 from onnx import ModelProto
@@ -59,7 +61,7 @@ def _difference(part: Part, session: ort.InferenceSession, inputs: dict[str, Ten
     return float(np.max([_relative(a.numpy(), b) for a, b in zip(expected, found, strict=True)]))
 
 
-def _relative(expected: np.ndarray, found: np.ndarray) -> float:  # type: ignore[type-arg]
+def _relative(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
     expected = expected.astype(np.float64)
     return float(np.max(np.abs(expected - found)) / (np.max(np.abs(expected)) or 1.0))
 
@@ -82,7 +84,8 @@ def _inputs(part: Part, shape: tuple[int, int, int, int], seed: int) -> dict[str
 def _values(name: str, example: Tensor, shape: tuple[int, ...], rng: torch.Generator, zero: bool) -> Tensor:
     if "mask" in name:
         lengths = torch.randint(1, shape[1] + 1, (shape[0], 1), generator=rng)
-        return (torch.arange(shape[1]) < lengths).to(example.dtype)
+        mask: Tensor = torch.arange(shape[1]) < lengths
+        return mask.to(example.dtype)
     if not example.is_floating_point():
         known = example.unique()
         return known[torch.randint(len(known), shape, generator=rng)]
