@@ -236,6 +236,9 @@ def _export(rooms: Subparsers[Parser]) -> None:
         help="fp32 (default), fp16, int8, int8-qdq, or auto: the fastest here whose certificate holds",
     )
     command.add_argument(
+        "--fuse", action="store_true", help="also write the whole generator as one graph per step count"
+    )
+    command.add_argument(
         "--min-psnr",
         type=arguments.number,
         metavar="DB",

@@ -117,6 +117,7 @@ def export(options: argparse.Namespace) -> None:
         precision=options.precision,
         min_psnr=options.min_psnr,
         prompts=load_prompts(options.prompts)[:CALIBRATION_PROMPTS] if options.prompts else (),
+        fuse=options.fuse,
     )
     print(f"{bundle.path} {bundle.digest}")
 

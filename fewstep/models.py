@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,15 +84,19 @@ def _as_student(teacher: Pipeline) -> Pipeline:
 def _bundle(folder: Path) -> Model:
     from engines.bundle import Bundle
     from engines.runtime import load_runtime
+    from engines.runtime.fused import FusedGenerator
     from engines.runtime.sampler import generate
 
-    runtime = load_runtime(Bundle.load(folder))
+    bundle = Bundle.load(folder)
+    steps = tuple(sorted(bundle.spec.levels))
+    make = (
+        FusedGenerator(bundle).generate if bundle.manifest.fused else partial(generate, load_runtime(bundle))
+    )
 
     def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Images:
-        return generate(runtime, prompts, seeds, steps)
+        return make(prompts, seeds, steps)
 
-    bundle = runtime.bundle
-    return Model("bundle", folder, tuple(sorted(bundle.spec.levels)), draw, lambda: bundle.digest)
+    return Model("bundle", folder, steps, draw, lambda: bundle.digest)
 
 
 def _pipeline(pipeline: Pipeline) -> Model:

@@ -18,6 +18,7 @@ import torch
 
 from ..bundle import Certificate, Parity, SamplerSpec, Size
 from ..runtime.base import Conditioning, Floats, Images
+from ..runtime.fused import FusedGraphs
 from ..runtime.onnx import OnnxNetworks
 from ..runtime.sampler import noise, sample
 from .reference import TorchNetworks
@@ -31,6 +32,8 @@ PROMPTS = (
 )
 SEEDS = (0, 1, 2**63 - 1)
 EQUAL_DB = 100.0
+FUSED_BOUND = 1e-5
+"""The same operations in the same order: no more than what another fusion of them may round."""
 
 Say = Callable[[str], None]
 Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
@@ -45,6 +48,7 @@ def certify(
     sizes: Sequence[Size],
     tolerance: Mapping[str, float],
     say: Say,
+    fused: FusedGraphs | None = None,
 ) -> Certificate:
     """Measures everything; whether the bounds of `tolerance` hold is for `Certificate.failures` to say."""
     measurements = []
@@ -61,10 +65,13 @@ def certify(
         measurements.append(_pictures(reference, graphs, spec, batch_size, sizes))
         both = [pair for size in sizes for pair in _batched(graphs, spec, batch_size, size, alone[size])]
         measurements.append(_parity("batch", batch_size, both))
+        if fused is not None:
+            one_call = _in_one_call(graphs, fused, spec, batch_size, sizes)
+            measurements.append(_parity("fused", batch_size, one_call))
     return Certificate(
         reference=f"torch {torch.__version__} float32",
         runtime=f"onnxruntime {ort.__version__} on CPU",
-        tolerance=dict(tolerance),
+        tolerance={**tolerance, **({} if fused is None else {"fused": FUSED_BOUND})},
         measurements=tuple(measurements),
     )
 
@@ -116,6 +123,17 @@ def _batched(
     latents = _sample(graphs, spec, batch_size, size)
     yield alone[0][:batch_size], latents
     yield alone[1][:batch_size], graphs.decode_floats(latents)
+
+
+def _in_one_call(
+    graphs: OnnxNetworks, fused: FusedGraphs, spec: SamplerSpec, batch_size: int, sizes: Sequence[Size]
+) -> Iterable[Pair]:
+    """Pictures by step calls and by the fused graphs, for each number of steps."""
+    conditioning = graphs.encode(_prompts(batch_size))
+    for size in sizes:
+        for steps in spec.levels:
+            stepwise = graphs.decode_floats(_sample(graphs, spec, batch_size, size, steps))
+            yield stepwise, fused.pictures(conditioning, range(batch_size), steps, size)
 
 
 def _sample(

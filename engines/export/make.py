@@ -14,8 +14,10 @@ from tokenizers import Tokenizer
 
 from ..bundle import MANIFEST, Graph, Manifest, SamplerSpec, Size, sha256
 from ..errors import EngineError
+from ..runtime.fused import FusedGraphs
 from ..runtime.onnx import OnnxNetworks
 from .certificate import certify
+from .fuse import write_fused
 from .graphs import Part, parts_of
 from .half import in_half, islands_of
 from .precision import PRECISIONS, Precision
@@ -60,7 +62,11 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
     spec = SamplerSpec.model_validate(content)
     reference = TorchNetworks(student.family, student.spec, student.pipeline)
     networks = OnnxNetworks(folder, spec)
-    certificate = certify(reference, networks, spec, wish.batch_sizes, wish.sizes, precision.tolerance, say)
+    fused = {steps: write_fused(folder, spec, steps) for steps in spec.levels} if wish.fuse else {}
+    one_call = FusedGraphs(folder, spec, fused) if fused else None
+    certificate = certify(
+        reference, networks, spec, wish.batch_sizes, wish.sizes, precision.tolerance, say, one_call
+    )
     if failures := certificate.failures():
         raise EngineError(f"{student.name}: the graphs do not match PyTorch: {'; '.join(failures)}")
     manifest = Manifest(
@@ -74,6 +80,7 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
         files=_digests(folder),
         certificate=certificate,
         quality=student.quality,
+        fused=fused,
         islands=islands,
         provenance=_provenance(student, wish, precision),
     )

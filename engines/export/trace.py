@@ -44,7 +44,12 @@ def write_graph(name: str, model: ModelProto, folder: Path) -> Graph:
     store_in_half(model)
     file = folder / f"{name}.onnx"
     save(model, file)
-    return Graph(file=file.name, inputs=_tensors(model.graph.input), outputs=_tensors(model.graph.output))
+    return describe(file.name, model)
+
+
+def describe(file: str, model: ModelProto) -> Graph:
+    """What the manifest says of a graph."""
+    return Graph(file=file, inputs=_tensors(model.graph.input), outputs=_tensors(model.graph.output))
 
 
 def trace(part: Part) -> ModelProto:

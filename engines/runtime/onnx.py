@@ -37,9 +37,9 @@ class OnnxNetworks:
         threads = threads or default_threads()
         self._spec = spec
         self._tokenizers = [_tokenizer(folder / text.tokenizer / "tokenizer.json") for text in spec.text]
-        self._text_encoder = _Graph(folder / "text_encoder.onnx", threads)
-        self._denoiser = _Graph(folder / "denoiser.onnx", threads)
-        self._decoder = _Graph(folder / "decoder.onnx", threads)
+        self._text_encoder = OnnxGraph(folder / "text_encoder.onnx", threads)
+        self._denoiser = OnnxGraph(folder / "denoiser.onnx", threads)
+        self._decoder = OnnxGraph(folder / "decoder.onnx", threads)
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
         """Token ids and masks, int64 [B, L], as `input_ids`, `attention_mask`, `input_ids_2`, ..."""
@@ -89,7 +89,7 @@ def default_threads() -> int:
     return min(usable, MAX_DEFAULT_THREADS)
 
 
-class _Graph:
+class OnnxGraph:
     """One ONNX file, called with named arrays; names it does not know are left out."""
 
     def __init__(self, file: Path, threads: int) -> None:

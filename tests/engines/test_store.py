@@ -50,7 +50,9 @@ def test_two_names_share_one_copy(store: Store, bundle: Bundle) -> None:
     store.add(bundle.path, "b")
     assert named(store) == {("a", "b"): bundle.digest}
     (entry,) = store.entries()
-    assert entry.size == sum((bundle.path / file).stat().st_size for file in (MANIFEST, *bundle.manifest.files))
+    assert entry.size == sum(
+        (bundle.path / file).stat().st_size for file in (MANIFEST, *bundle.manifest.files)
+    )
 
 
 def test_a_name_moves_and_what_it_left_is_garbage(store: Store, bundle: Bundle, other: Path) -> None:
