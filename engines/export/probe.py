@@ -87,7 +87,7 @@ def _values(name: str, example: Tensor, shape: tuple[int, ...], rng: torch.Gener
         mask: Tensor = torch.arange(shape[1]) < lengths
         return mask.to(example.dtype)
     if not example.is_floating_point():
-        known = example.unique()
+        known: Tensor = example.unique()
         return known[torch.randint(len(known), shape, generator=rng)]
     if len(shape) == 1:
         return 1 - torch.rand(shape, generator=rng)
