@@ -87,16 +87,15 @@ def _bundle(folder: Path) -> Model:
     from engines.runtime.fused import FusedGenerator
     from engines.runtime.sampler import generate
 
-    bundle = Bundle.load(folder)
-    steps = tuple(sorted(bundle.spec.levels))
-    make = (
-        FusedGenerator(bundle).generate if bundle.manifest.fused else partial(generate, load_runtime(bundle))
-    )
+    runtime = load_runtime(Bundle.load(folder))
+    bundle = runtime.bundle
+    fused = bundle.manifest.fused and runtime.backend == "onnxruntime-cpu"
+    make = FusedGenerator(runtime).generate if fused else partial(generate, runtime)
 
     def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Images:
         return make(prompts, seeds, steps)
 
-    return Model("bundle", folder, steps, draw, lambda: bundle.digest)
+    return Model("bundle", folder, tuple(sorted(bundle.spec.levels)), draw, lambda: bundle.digest)
 
 
 def _pipeline(pipeline: Pipeline) -> Model:

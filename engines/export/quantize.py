@@ -68,6 +68,7 @@ def with_fixed_scales(model: ModelProto, feeds: Sequence[Feed]) -> ModelProto:
             extra_options={
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
+                "QuantizeBias": False,  # TensorRT adds biases as they are
                 "OpTypesToExcludeOutputQuantization": PRODUCTS,
             },
         )

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bundle import Bundle, Graph, SamplerSpec, Size
+from ..bundle import Graph, SamplerSpec, Size
 from ..errors import EngineError
-from .base import Conditioning, Floats, Images
-from .onnx import OnnxGraph, OnnxRuntime, default_threads, to_images
+from .base import Conditioning, Floats, Images, Runtime
+from .onnx import OnnxGraph, default_threads, to_images
 from .sampler import in_batches, noise
 
 
@@ -45,17 +45,17 @@ class FusedGraphs:
 
 
 class FusedGenerator:
-    """Draws with the fused graphs of a bundle, on ONNX Runtime's CPU provider.
+    """Draws with the fused graphs of a bundle; `runtime` encodes its prompts.
 
     Raises:
-        EngineError: the bundle has none, or they cannot be loaded.
+        EngineError: the bundle has none.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, runtime: Runtime, threads: int | None = None) -> None:
+        bundle = runtime.bundle
         if not bundle.manifest.fused:
             raise EngineError(f"{bundle.path} has no fused graphs: export the student with --fuse")
-        self.bundle = bundle
-        self._runtime = OnnxRuntime(bundle, threads)
+        self.bundle, self._runtime = bundle, runtime
         self._graphs = FusedGraphs(bundle.path, bundle.spec, bundle.manifest.fused, threads)
 
     def generate(
