@@ -92,8 +92,9 @@ class Parity(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     part: str
-    """`text_encoder`, `denoiser`, `decoder`, `picture` for the whole sampler, or `batch`: how far the
-    graphs' latents and picture of an image in a batch are from those of the same image alone."""
+    """`text_encoder`, `denoiser`, `decoder`, `picture` for the whole sampler; `batch`: how far the
+    graphs' latents and picture of an image in a batch are from those of the same image alone; `fused`:
+    how far pictures of the fused graphs are from those of step calls."""
     batch_size: int
     max_abs: float
     relative: float
@@ -152,6 +153,10 @@ class Manifest(BaseModel):
     certificate: Certificate
     quality: dict[str, Any] | None = None
     """The student's quality card, if it has one."""
+    fused: dict[int, Graph] = Field(default={}, exclude_if=lambda graphs: not graphs)
+    """Step count -> the whole generator after the text encoder as one graph, for bundles that have them."""
+    islands: dict[str, tuple[str, ...]] = Field(default={}, exclude_if=lambda islands: not islands)
+    """Of a bundle in half precision: the layers of each part that compute in float32."""
     provenance: dict[str, str]
 
 
@@ -193,7 +198,8 @@ class Bundle:
             text = self.spec.text
         except ValidationError as error:
             raise EngineError(f"{self.path / MANIFEST}: spec.{_first(error)}") from error
-        needed = [graph.file for graph in self.manifest.graphs.values()]
+        graphs = (*self.manifest.graphs.values(), *self.manifest.fused.values())
+        needed = [graph.file for graph in graphs]
         needed += [f"{one.tokenizer}/tokenizer.json" for one in text]
         for problem in [f"graph {part} is missing" for part in PARTS if part not in self.manifest.graphs] + [
             f"{file} has no digest" for file in needed if file not in self.manifest.files
@@ -213,18 +219,24 @@ class Bundle:
                 )
 
 
-def find_bundle(name_or_path: str) -> Path:
-    """The folder of a bundle given by path or by the name of a shipped one.
+def find_bundle(name_or_path: str, store: Path | None = None) -> Path:
+    """The folder of a bundle given by the name of a shipped one, by path, or by its name in a store.
 
     Raises:
-        EngineError: neither exists; the message lists the shipped names.
+        EngineError: there is none; the message lists the names.
     """
+    from .store import Store
+
     for candidate in (SHIPPED / name_or_path, Path(name_or_path)):
         if (candidate / MANIFEST).is_file():
             return candidate
+    kept = Store(store) if store else None
+    if kept and (found := kept.find(name_or_path)):
+        return found
     shipped = ", ".join(sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())) or "none"
+    stored = f", or a name in {store}: {kept.listed()}" if kept else ""
     raise EngineError(
-        f"no bundle {name_or_path!r}: give a folder with {MANIFEST}, or a shipped name: {shipped}"
+        f"no bundle {name_or_path!r}: give a folder with {MANIFEST}, or a shipped name: {shipped}{stored}"
     )
 
 

@@ -16,7 +16,7 @@ from distill.errors import DistillError, Interrupted, RunFailed
 from engines.errors import EngineError
 from service.errors import ServiceError
 
-from . import __version__, arguments, commands
+from . import __version__, arguments, bundles, commands
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
@@ -64,6 +64,7 @@ def parser() -> Parser:
     _import(rooms)
     _export(rooms)
     _build(rooms)
+    _bundle(rooms)
     _serve(rooms)
     _shapes(rooms)
     _doctor(rooms)
@@ -236,7 +237,23 @@ def _export(rooms: Subparsers[Parser]) -> None:
     command.set_defaults(run=commands.export)
     command.add_argument("student")
     command.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
-    command.add_argument("--precision", default="fp32")
+    command.add_argument(
+        "--precision",
+        default="fp32",
+        help="fp32 (default), fp16, int8, int8-qdq, or auto: the fastest here whose certificate holds",
+    )
+    command.add_argument(
+        "--fuse", action="store_true", help="also write the whole generator as one graph per step count"
+    )
+    command.add_argument(
+        "--min-psnr",
+        type=arguments.number,
+        metavar="DB",
+        help="least PSNR of pictures against PyTorch (default: 40; int8: 20)",
+    )
+    command.add_argument(
+        "--prompts", metavar="FILE", help="to calibrate int8-qdq on (the first 64); or shapes:train"
+    )
     command.add_argument(
         "--size", nargs="+", type=arguments.size, metavar="WxH", help="default: the student's own"
     )
@@ -256,6 +273,37 @@ def _build(rooms: Subparsers[Parser]) -> None:
         metavar="BUNDLE",
         help="take another bundle's refittable plans, with this one's weights",
     )
+
+
+def _bundle(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("bundle", help="the store of bundles, which `fewstep serve` takes by name")
+    tasks = command.add_subparsers(dest="task", required=True, metavar="TASK")
+    known = "a name in the store, a folder, or a shipped name"
+    add = tasks.add_parser("add", help="copy a bundle into the store")
+    add.set_defaults(run=bundles.add)
+    add.add_argument("bundle", help="its folder")
+    show = tasks.add_parser("list", help="names, digests, sizes")
+    show.set_defaults(run=bundles.show)
+    show.add_argument("--json", action="store_true", help="print JSON")
+    verify = tasks.add_parser("verify", help="check every digest and certificate")
+    verify.set_defaults(run=bundles.verify)
+    verify.add_argument("bundle", nargs="*", help=f"{known}; by default all of the store")
+    remove = tasks.add_parser("remove", help="forget a name")
+    remove.set_defaults(run=bundles.remove)
+    remove.add_argument("name", nargs="+")
+    gc = tasks.add_parser("gc", help="remove bundles without a name")
+    gc.set_defaults(run=bundles.gc)
+    gc.add_argument("--dry-run", action="store_true", help="only say which")
+    push = tasks.add_parser("push", help="copy a bundle to a URL or hub repository")
+    push.set_defaults(run=bundles.push)
+    push.add_argument("bundle", help=known)
+    pull = tasks.add_parser("pull", help="copy a bundle from a URL or hub repository into the store")
+    pull.set_defaults(run=bundles.pull)
+    pull.add_argument("--digest", metavar="sha256:...", help="refuse any other")
+    for task in (push, pull):
+        task.add_argument("where", help="fsspec URL (s3://, gs://, ssh://, ...), folder, or OWNER/REPOSITORY")
+    for task in (add, pull):
+        task.add_argument("--name", help="in the store (default: the bundle's own)")
 
 
 def _serve(rooms: Subparsers[Parser]) -> None:

@@ -28,6 +28,8 @@ __all__ = [
     "serve",
 ]
 
+CALIBRATION_PROMPTS = 64
+
 
 def distill(options: argparse.Namespace) -> None:
     from distill.cluster import distill_on_cluster
@@ -111,10 +113,17 @@ def sample(options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     from distill.pipeline import find_pipeline
+    from distill.prompts import load_prompts
     from engines.export import export_student
 
     bundle = export_student(
-        find_pipeline(options.student), options.out, sizes=options.size, precision=options.precision
+        find_pipeline(options.student),
+        options.out,
+        sizes=options.size,
+        precision=options.precision,
+        min_psnr=options.min_psnr,
+        prompts=load_prompts(options.prompts)[:CALIBRATION_PROMPTS] if options.prompts else (),
+        fuse=options.fuse,
     )
     print(f"{bundle.path} {bundle.digest}")
 

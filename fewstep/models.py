@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ class Model:
 def open_model(
     name_or_path: str, device: str | None = None, few_step: bool = False, backend: str = "auto"
 ) -> Model:
-    """Loads a model given by folder or shipped name.
+    """Loads a model given by folder, by shipped name, or by a bundle's name in the store.
 
     With `few_step` a teacher is run as the student that it is before any distillation. `backend` is what
     runs a bundle; teachers and students run on PyTorch.
@@ -57,12 +58,21 @@ def open_model(
     """
     if (Path(name_or_path) / "bundle.json").is_file():
         return _bundle(Path(name_or_path), backend)
+    if stored := _stored(name_or_path):
+        return _bundle(stored, backend)
     if backend not in ("auto", "torch"):
         raise EngineError(f"backend {backend} runs bundles, and {name_or_path} is none; export it first")
     from distill.pipeline import load_pipeline
 
     pipeline = load_pipeline(name_or_path, device or default_device())
     return _pipeline(_as_student(pipeline) if few_step and pipeline.spec is None else pipeline)
+
+
+def _stored(name: str) -> Path | None:
+    from engines.store import Store
+    from service.settings import read_settings
+
+    return Store(read_settings().store).find(name)
 
 
 def default_device() -> str:
@@ -81,14 +91,17 @@ def _as_student(teacher: Pipeline) -> Pipeline:
 def _bundle(folder: Path, backend: str) -> Model:
     from engines.bundle import Bundle
     from engines.runtime import load_runtime
+    from engines.runtime.fused import FusedGenerator
     from engines.runtime.sampler import generate
 
     runtime = load_runtime(Bundle.load(folder), backend)
+    bundle = runtime.bundle
+    fused = bundle.manifest.fused and runtime.backend == "onnxruntime-cpu"
+    make = FusedGenerator(runtime).generate if fused else partial(generate, runtime)
 
     def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Images:
-        return generate(runtime, prompts, seeds, steps)
+        return make(prompts, seeds, steps)
 
-    bundle = runtime.bundle
     return Model("bundle", folder, tuple(sorted(bundle.spec.levels)), draw, lambda: bundle.digest)
 
 

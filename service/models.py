@@ -118,5 +118,5 @@ class Models:
     def _runtime(self, name: str) -> Runtime:
         if self._runtimes is not None:
             return self._runtimes[name]
-        bundle = Bundle.load(find_bundle(self._settings.models[name]))
+        bundle = Bundle.load(find_bundle(self._settings.models[name], self._settings.store))
         return load_runtime(bundle, self._settings.backend, self._settings.threads)

@@ -32,8 +32,8 @@ class Settings(BaseSettings):
     models: Annotated[dict[str, str], NoDecode] = Field(
         default=DEFAULT_MODELS,
         min_length=1,
-        description="Models to serve, NAME=BUNDLE[,NAME=BUNDLE...]; a bundle is a folder or a shipped name;"
-        " the first one answers requests that name no model",
+        description="Models to serve, NAME=BUNDLE[,NAME=BUNDLE...]; a bundle is a folder, a shipped name or"
+        " one in the store; the first one answers requests that name no model",
     )
     data_dir: Path = Field(default_factory=_data_home, description="Folder for what the server keeps")
     backend: str = Field(default="auto", description="Runtime for the bundles; auto takes the best one here")
@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line"
     )
+
+    @property
+    def store(self) -> Path:
+        """Where bundles are kept by name."""
+        return self.data_dir / "bundles"
 
     @field_validator("models", mode="before")
     @classmethod

@@ -71,7 +71,7 @@ def sana_cross_attention(
     query, key, value = (torch.unflatten(part, 2, (attn.heads, -1)).transpose(1, 2) for part in projected)
     bias = None
     if attention_mask is not None:
-        bias = attention_mask[:, None].expand(-1, 1, hidden_states.shape[1], -1)
+        bias = attention_mask[:, None].expand(-1, 1, hidden_states.shape[1], -1).to(query.dtype)
     read = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     left: Tensor = _leave(attn, read.transpose(1, 2).flatten(2)) / attn.rescale_output_factor
     return left

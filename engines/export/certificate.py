@@ -7,7 +7,7 @@ that is cut, letters outside the vocabulary, latents that are all zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
@@ -18,12 +18,11 @@ import torch
 
 from ..bundle import Certificate, Parity, SamplerSpec, Size
 from ..runtime.base import Conditioning, Floats, Images
+from ..runtime.fused import FusedGraphs
 from ..runtime.onnx import OnnxNetworks
 from ..runtime.sampler import noise, sample
 from .reference import TorchNetworks
 
-TOLERANCE = {"text_encoder": 1e-4, "denoiser": 1e-4, "decoder": 1e-4, "batch": 1e-3, "picture": 40.0}
-"""Relative differences, and PSNR in dB: float32 noise is ten times smaller, mistakes are far larger."""
 PROMPTS = (
     "a red circle on a white background",
     "",
@@ -45,9 +44,11 @@ def certify(
     spec: SamplerSpec,
     batch_sizes: Sequence[int],
     sizes: Sequence[Size],
+    tolerance: Mapping[str, float],
     say: Say,
+    fused: FusedGraphs | None = None,
 ) -> Certificate:
-    """Measures everything; whether the bounds hold is for `Certificate.failures` to say."""
+    """Measures everything; whether the bounds of `tolerance` hold is for `Certificate.failures` to say."""
     measurements = []
     alone = {size: _one_by_one(graphs, spec, max(batch_sizes), size) for size in sizes}
     for batch_size in batch_sizes:
@@ -62,10 +63,13 @@ def certify(
         measurements.append(_pictures(reference, graphs, spec, batch_size, sizes))
         both = [pair for size in sizes for pair in _batched(graphs, spec, batch_size, size, alone[size])]
         measurements.append(_parity("batch", batch_size, both))
+        if fused is not None:
+            one_call = _in_one_call(graphs, fused, spec, batch_size, sizes)
+            measurements.append(_parity("fused", batch_size, one_call))
     return Certificate(
         reference=f"torch {torch.__version__} float32",
         runtime=f"onnxruntime {ort.__version__} on CPU",
-        tolerance=TOLERANCE,
+        tolerance={part: bound for part, bound in tolerance.items() if fused is not None or part != "fused"},
         measurements=tuple(measurements),
     )
 
@@ -117,6 +121,17 @@ def _batched(
     latents = _sample(graphs, spec, batch_size, size)
     yield alone[0][:batch_size], latents
     yield alone[1][:batch_size], graphs.decode_floats(latents)
+
+
+def _in_one_call(
+    graphs: OnnxNetworks, fused: FusedGraphs, spec: SamplerSpec, batch_size: int, sizes: Sequence[Size]
+) -> Iterable[Pair]:
+    """Pictures by step calls and by the fused graphs, for each number of steps."""
+    conditioning = graphs.encode(_prompts(batch_size))
+    for size in sizes:
+        for steps in spec.levels:
+            stepwise = graphs.decode_floats(_sample(graphs, spec, batch_size, size, steps))
+            yield stepwise, fused.pictures(conditioning, range(batch_size), steps, size)
 
 
 def _sample(

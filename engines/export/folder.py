@@ -24,6 +24,19 @@ def check_target(path: Path) -> None:
     raise EngineError(f"{path} exists and is not a bundle: give a new folder, or one with a {MANIFEST}")
 
 
+def check_disk(path: Path, needed: int) -> None:
+    """
+    Raises:
+        EngineError: fewer than `needed` bytes are free where `path` is to be.
+    """
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise EngineError(
+            f"{path}: the export needs {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free"
+        )
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, moved there when the block succeeds, removed when it fails.

@@ -22,13 +22,17 @@ Axes = dict[int, str]
 
 @dataclass(frozen=True)
 class Part:
-    """One graph to be: a module, example inputs by name, and the names of their dynamic axes."""
+    """One graph to be: a module, example inputs by name, and the names of their dynamic axes.
+
+    Height and width of latents are multiples of `patch`.
+    """
 
     name: str
     module: nn.Module
     inputs: dict[str, Tensor]
     axes: dict[str, Axes]
     outputs: tuple[str, ...]
+    patch: int = 1
 
 
 class TextEncoderGraph(nn.Module):
@@ -108,7 +112,12 @@ def _denoiser(
     axes: dict[str, Axes] = {"latents": image_axes, "timestep": {0: "batch"}, **text_axes}
     inputs = {"latents": latents, "timestep": torch.full((TRACED_BATCH,), 0.5), **conditioning}
     module = DenoiserGraph(family, spec, exportable(transformer), axes)
-    return Part("denoiser", module, inputs, axes, ("velocity",))
+    return Part("denoiser", module, inputs, axes, ("velocity",), patch_of(family, transformer))
+
+
+def patch_of(family: Family, transformer: Any) -> int:
+    """Side of the square of latent positions that make one token."""
+    return family.packing * int(transformer.config.get("patch_size") or 1)
 
 
 def _decoder(family: Family, spec: GeneratorSpec, vae: nn.Module) -> Part:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import torch
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ..errors import EngineError
 
 MOVES = {"Cast", "Expand", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 SUMS = {"Einsum", "MatMul", "ReduceSum"}
+MEANS = SUMS | {"ReduceMean", "ReduceL2", "ReduceSumSquare"}
+LARGE = 1024
+"""Constants with fewer elements need not be weights."""
 
 
-def scan(name: str, model: ModelProto) -> None:
+def scan(name: str, model: ModelProto, module: torch.nn.Module) -> None:
     """Refuses graphs that would fail or lie in one of the runtimes.
 
     Raises:
-        EngineError: double precision, a sequence operation, an axis without a name, a NaN among the
-            constants, or a division by a sum that nothing keeps from being zero.
+        EngineError: double precision, a sequence operation, an Einsum in bfloat16, an axis without a
+            name, a NaN among the constants, a division by a sum or a root of a mean that nothing keeps
+            from being zero, a normalisation without epsilon, or a large constant that is no weight of
+            `module`.
     """
-    for finding in findings(model):
+    for finding in (*findings(model), *foreign_constants(model, module)):
         raise EngineError(f"graph {name}: {finding}; this architecture needs a change in engines/export")
 
 
@@ -31,6 +39,31 @@ def findings(model: ModelProto) -> Iterator[str]:
     yield from _unnamed_axes(model)
     yield from _non_finite(model)
     yield from _bare_divisions(model)
+    yield from _bare_roots(model)
+    yield from _einsums_in_bfloat16(model)
+
+
+def foreign_constants(model: ModelProto, module: torch.nn.Module) -> Iterator[str]:
+    """Large constants that are neither a weight or buffer of `module` nor one transposed: traced state."""
+    known = {
+        _digest(form) for tensor in module.state_dict(keep_vars=False).values() for form in _forms(tensor)
+    }
+    known |= {_digest(form) for tensor in module.buffers() for form in _forms(tensor)}
+    for label, tensor in _constants(model):
+        if np.prod(tensor.dims) >= LARGE and _digest(numpy_helper.to_array(tensor)) not in known:
+            yield f"constant {label} {list(tensor.dims)} is no weight of the network"
+
+
+def _forms(tensor: torch.Tensor) -> Iterator[Any]:
+    values = tensor.detach().cpu()
+    array = values.view(torch.uint16).numpy() if values.dtype == torch.bfloat16 else values.numpy()
+    yield array
+    if array.ndim == 2:
+        yield array.T
+
+
+def _digest(array: Any) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(array).data).digest()
 
 
 def _doubles(model: ModelProto) -> Iterator[str]:
@@ -79,6 +112,25 @@ def _bare_divisions(model: ModelProto) -> Iterator[str]:
             maker = makers.get(maker.input[0])
         if maker is not None and maker.op_type in SUMS:
             yield f"node {node.name} divides by a bare {maker.op_type}, which may be zero"
+
+
+def _bare_roots(model: ModelProto) -> Iterator[str]:
+    """Of normalisations: without its epsilon a row of zeros is divided by zero."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        maker = makers.get(node.input[0]) if node.op_type == "Sqrt" else None
+        if maker is not None and maker.op_type in MEANS:
+            yield f"node {node.name} is the root of a bare {maker.op_type}, which may be zero"
+        epsilons = [a.f for a in node.attribute if a.name == "epsilon"]
+        if node.op_type.endswith("Normalization") and epsilons and epsilons[0] <= 0:
+            yield f"node {node.name} is a {node.op_type} without epsilon"
+
+
+def _einsums_in_bfloat16(model: ModelProto) -> Iterator[str]:
+    types = {entry.name: entry.type.tensor_type.elem_type for entry in model.graph.value_info}
+    for node in model.graph.node:
+        if node.op_type == "Einsum" and types.get(node.input[0]) == TensorProto.BFLOAT16:
+            yield f"node {node.name} is an Einsum in bfloat16, which ONNX does not have"
 
 
 def _constants(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:

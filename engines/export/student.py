@@ -20,6 +20,7 @@ from distill.spec import GeneratorSpec
 
 from ..bundle import Size, sha256
 from ..errors import EngineError
+from .graphs import patch_of
 
 EAGER = (T5EncoderModel,)
 """Encoders whose fused attention cannot be traced; the plain one computes the same."""
@@ -37,14 +38,19 @@ class Student:
     digest: str
     quality: dict[str, Any] | None
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of all networks in memory, and so more than their graphs take on disk."""
+        networks = (part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module))
+        return sum(weight.nbytes for network in networks for weight in network.parameters())
+
     def check_sizes(self, sizes: tuple[Size, ...] | None) -> tuple[Size, ...]:
         """The sizes to certify: the student's own if none are given.
 
         Raises:
             EngineError: a side is not a multiple of what one patch covers.
         """
-        patch = self.family.packing * int(self.pipeline.transformer.config.get("patch_size") or 1)
-        multiple = self.spec.downsampling * patch
+        multiple = self.spec.downsampling * patch_of(self.family, self.pipeline.transformer)
         for width, height in sizes or ():
             if min(width, height) < multiple or width % multiple or height % multiple:
                 raise EngineError(

@@ -1,4 +1,4 @@
-"""One part -> one ONNX file: traced, tidied, scanned, with half-precision weights where that is exact."""
+"""One part -> one ONNX file: traced, tidied, scanned, with weights stored in half where that is exact."""
 
 from __future__ import annotations
 
@@ -27,19 +27,29 @@ PROTOBUF_LIMIT = 2**31 - 2**20
 """Larger graphs keep their weights in a file beside them."""
 
 
-def export_part(part: Part, folder: Path) -> Graph:
-    """Writes `part` to `folder` as `<name>.onnx`, with `<name>.onnx.data` if it is over 2 GB.
+def trace_part(part: Part) -> ModelProto:
+    """The graph of `part`, fit to be shipped.
 
     Raises:
         EngineError: the graph breaks a rule of `scan`.
     """
     model = trace(part)
-    scan(part.name, model)
+    scan(part.name, model, part.module)
     del model.graph.value_info[:]
+    return model
+
+
+def write_graph(name: str, model: ModelProto, folder: Path) -> Graph:
+    """Writes `model` to `folder` as `<name>.onnx`, with `<name>.onnx.data` if it is over 2 GB."""
     store_in_half(model)
-    file = folder / f"{part.name}.onnx"
+    file = folder / f"{name}.onnx"
     save(model, file)
-    return Graph(file=file.name, inputs=_tensors(model.graph.input), outputs=_tensors(model.graph.output))
+    return describe(file.name, model)
+
+
+def describe(file: str, model: ModelProto) -> Graph:
+    """What the manifest says of a graph."""
+    return Graph(file=file, inputs=_tensors(model.graph.input), outputs=_tensors(model.graph.output))
 
 
 def trace(part: Part) -> ModelProto:

@@ -53,7 +53,7 @@ class OnnxNetworks:
         check_provider(provider)
         self.tokenize = Tokenizers(folder, spec)
         self._text_encoder, self._denoiser, self._decoder = (
-            _Graph(folder / f"{part}.onnx", threads, provider) for part in PARTS
+            OnnxGraph(folder / f"{part}.onnx", threads, provider) for part in PARTS
         )
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -105,10 +105,10 @@ def default_threads() -> int:
     return min(usable, MAX_DEFAULT_THREADS)
 
 
-class _Graph:
+class OnnxGraph:
     """One ONNX file, called with named arrays; names it does not know are left out."""
 
-    def __init__(self, file: Path, threads: int, provider: str) -> None:
+    def __init__(self, file: Path, threads: int, provider: str = CPU) -> None:
         try:
             self._session = ort.InferenceSession(
                 file,

@@ -10,17 +10,18 @@ batch nor the order in which steps of different requests are run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..bundle import SamplerSpec, Size
+from ..bundle import Bundle, SamplerSpec, Size
 from ..errors import EngineError
 from .base import Conditioning, Floats, Images, Networks, Runtime, Stepping
 
 MAX_SEED = 2**63 - 1
 Shape = tuple[int, ...]
+Draw = Callable[[Sequence[str], Sequence[int], Size], Images]
 
 
 def noise(seed: int, step: int, shape: Shape) -> Floats:
@@ -163,18 +164,32 @@ def generate(
     Raises:
         EngineError: unsupported step count or size, a bad seed, or lists of different lengths.
     """
-    manifest, spec = runtime.bundle.manifest, runtime.bundle.spec
-    size = check_size(manifest.sizes, size or spec.default_size)
-    step_levels(spec, steps)
+    spec = runtime.bundle.spec
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int], size: Size) -> Images:
+        return runtime.decode(sample(runtime, spec, prompts, seeds, steps, size))
+
+    return in_batches(runtime.bundle, draw, prompts, seeds, steps, size)
+
+
+def in_batches(
+    bundle: Bundle, draw: Draw, prompts: Sequence[str], seeds: Sequence[int], steps: int, size: Size | None
+) -> Images:
+    """What `draw` makes of batches that the bundle was certified for.
+
+    Raises:
+        EngineError: as `generate`.
+    """
+    manifest = bundle.manifest
+    size = check_size(manifest.sizes, size or bundle.spec.default_size)
+    step_levels(bundle.spec, steps)
     if not prompts or len(prompts) != len(seeds):
         raise EngineError(
             f"{len(prompts)} prompts and {len(seeds)} seeds: expected as many of each, at least one"
         )
     limit = max(manifest.batch_sizes)
     batches = [slice(start, start + limit) for start in range(0, len(prompts), limit)]
-    return np.concatenate(
-        [runtime.decode(sample(runtime, spec, prompts[part], seeds[part], steps, size)) for part in batches]
-    )
+    return np.concatenate([draw(prompts[part], seeds[part], size) for part in batches])
 
 
 def check_size(sizes: Sequence[Size], size: Size) -> Size:

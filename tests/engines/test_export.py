@@ -15,7 +15,7 @@ import torch
 import engines.export as export
 from engines.bundle import MANIFEST, PARTS, Bundle
 from engines.errors import EngineError
-from engines.export import BATCH_SIZES, export_student
+from engines.export import BATCH_SIZES, export_student, make
 from engines.export.folder import whole_folder
 from engines.export.student import load_student
 
@@ -85,7 +85,9 @@ def test_the_same_student_gives_the_same_bundle(bundle: Bundle, student: Path, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "fp7"}, "precision 'fp7': expected one of fp32"),
+        ({"precision": "fp7"}, "precision 'fp7': expected one of fp32, fp16, int8, int8-qdq, auto"),
+        ({"precision": "bf16"}, "precision 'bf16': ONNX Runtime has no bfloat16 kernels on a CPU"),
+        ({"precision": "int8-qdq"}, "precision int8-qdq: needs prompts to calibrate on (--prompts FILE)"),
         ({"batch_sizes": ()}, r"batch sizes []: expected at least one"),
         ({"batch_sizes": (0, 2)}, "batch sizes [0, 2]: expected at least one, all positive"),
         ({"sizes": [(72, 64)]}, "size 72x64: width and height have to be multiples of 16"),
@@ -114,13 +116,13 @@ def test_nothing_but_a_bundle_is_written_over(student: Path, tmp_path: Path):
 def graphs_at_hand(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Skips the tracing: the graphs are those of `bundle`."""
 
-    def copy(student, folder: Path, say):
+    def copy(student, folder: Path, wish, precision, say):
         for name in bundle.manifest.files:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(bundle.path / name, folder / name)
-        return bundle.manifest.graphs
+        return bundle.manifest.graphs, {}
 
-    monkeypatch.setattr(export, "_write_graphs", copy)
+    monkeypatch.setattr(make, "write_graphs", copy)
 
 
 @pytest.mark.usefixtures("graphs_at_hand")
@@ -164,6 +166,16 @@ def test_a_full_disk_leaves_nothing_and_keeps_the_older_bundle(
     assert message == f"cannot write {out}: No space left on device"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert Bundle.load(out).digest == bundle.digest
+
+
+def test_a_disk_without_room_is_noticed_before_anything_is_exported(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    message = refusal(student, tmp_path / "deep" / "out")
+    assert "the export needs 0.0 GB of disk and 0.0 GB are free" in message
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path):

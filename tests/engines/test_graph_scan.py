@@ -6,12 +6,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from engines.bundle import Bundle
 from engines.errors import EngineError
 from engines.export import trace
-from engines.export.scan import findings, scan
+from engines.export.scan import findings, foreign_constants, scan
 from engines.export.trace import store_in_half
 
 
@@ -80,8 +81,50 @@ def test_a_division_by_a_bare_sum_is_found_and_a_guarded_one_is_not():
 
 
 def test_scan_names_the_graph():
+    relu = helper.make_node("Relu", ["x"], ["y"])
     with pytest.raises(EngineError, match="graph denoiser: constant w is not finite"):
-        scan("denoiser", graph([helper.make_node("Relu", ["x"], ["y"])], w=np.float32([np.nan])))
+        scan("denoiser", graph([relu], w=np.float32([np.nan])), torch.nn.Identity())
+
+
+def normalisation(*guard: NodeProto, root_of: str) -> ModelProto:
+    mean = helper.make_node("ReduceMean", ["x"], ["mean"], "mean", keepdims=1)
+    root = helper.make_node("Sqrt", [root_of], ["root"], "root")
+    nodes = [mean, *guard, root, helper.make_node("Div", ["x", "root"], ["y"], "normal")]
+    return graph(nodes, eps=np.float32([1e-6]))
+
+
+def test_a_root_of_a_bare_mean_is_found_and_a_guarded_one_is_not():
+    assert "root is the root of a bare ReduceMean" in only_finding(normalisation(root_of="mean"))
+    guarded = normalisation(helper.make_node("Add", ["mean", "eps"], ["safe"]), root_of="safe")
+    assert not list(findings(guarded))
+
+
+@pytest.mark.parametrize(("epsilon", "found"), [(0.0, True), (1e-6, False)])
+def test_a_normalisation_without_epsilon_is_found(epsilon: float, found: bool):
+    node = helper.make_node("LayerNormalization", ["x", "w"], ["y"], "norm", epsilon=epsilon)
+    assert bool(list(findings(graph([node], w=np.ones(64, np.float32))))) == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [(TensorProto.BFLOAT16, True), (TensorProto.FLOAT16, False), (TensorProto.FLOAT, False)],
+)
+def test_an_einsum_in_bfloat16_is_found(kind: int, found: bool):
+    model = graph([helper.make_node("Einsum", ["h"], ["y"], "sum", equation="ij->ij")])
+    model.graph.value_info.append(helper.make_tensor_value_info("h", kind, ["batch", 64]))
+    assert bool(list(findings(model))) == found
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_large_constants_have_to_be_weights_as_they_are_or_transposed(kind: torch.dtype):
+    layer = torch.nn.Linear(64, 32).to(kind)
+    layer.register_buffer("table", torch.rand(40, 40, dtype=kind), persistent=False)
+    weight, table = layer.weight.detach().numpy(), layer.get_buffer("table").numpy()
+    small = np.arange(9, dtype=np.float32)
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    assert not list(foreign_constants(graph(nodes, a=weight, b=weight.T, c=table, d=small), layer))
+    (finding,) = foreign_constants(graph(nodes, a=weight * 2), layer)
+    assert finding == "constant a [32, 64] is no weight of the network"
 
 
 def run(model: ModelProto, x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,168 @@
+"""One student in one precision -> the files of a bundle, certified."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from onnx import ModelProto
+from tokenizers import Tokenizer
+
+from ..bundle import MANIFEST, Graph, Manifest, SamplerSpec, Size, sha256
+from ..errors import EngineError
+from ..runtime.fused import FusedGraphs
+from ..runtime.onnx import OnnxNetworks
+from .certificate import certify
+from .fuse import write_fused
+from .graphs import Part, parts_of
+from .half import in_half, islands_of
+from .precision import PRECISIONS, Precision
+from .probe import probe
+from .quantize import denoiser_feeds, with_dynamic_scales, with_fixed_scales
+from .reference import TorchNetworks
+from .student import Student
+from .trace import OPSET, trace_part, write_graph
+
+EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of a bundle besides its precision.
+
+    Attributes:
+        batch_sizes: To certify, rising.
+        sizes: Of pictures, to certify.
+        prompts: To calibrate on.
+        fuse: Whether to write the whole generator as one graph too.
+        traced: Where given, graphs that have been traced, by part and type: precisions share them.
+    """
+
+    batch_sizes: tuple[int, ...]
+    sizes: tuple[Size, ...]
+    prompts: tuple[str, ...] = ()
+    fuse: bool = False
+    traced: dict[tuple[str, bool], ModelProto] | None = None
+
+
+def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision, say: Say) -> Manifest:
+    """Writes all files of the bundle to `folder`.
+
+    Raises:
+        EngineError: a graph breaks a rule, or a bound of the certificate does not hold.
+    """
+    graphs, islands = write_graphs(student, folder, wish, precision, say)
+    content = student.spec.model_dump(mode="json")
+    spec = SamplerSpec.model_validate(content)
+    reference = TorchNetworks(student.family, student.spec, student.pipeline)
+    networks = OnnxNetworks(folder, spec)
+    fused = {steps: write_fused(folder, spec, steps) for steps in spec.levels} if wish.fuse else {}
+    one_call = FusedGraphs(folder, spec, fused) if fused else None
+    certificate = certify(
+        reference, networks, spec, wish.batch_sizes, wish.sizes, precision.tolerance, say, one_call
+    )
+    if failures := certificate.failures():
+        raise EngineError(f"{student.name}: the graphs do not match PyTorch: {'; '.join(failures)}")
+    manifest = Manifest(
+        name=student.name,
+        spec=content,
+        precision=precision.name,
+        opset=OPSET,
+        graphs=graphs,
+        batch_sizes=wish.batch_sizes,
+        sizes=wish.sizes,
+        files=_digests(folder),
+        certificate=certificate,
+        quality=student.quality,
+        fused=fused,
+        islands=islands,
+        provenance=_provenance(student, wish, precision),
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    return manifest
+
+
+def write_graphs(
+    student: Student, folder: Path, wish: Wish, precision: Precision, say: Say
+) -> tuple[dict[str, Graph], dict[str, tuple[str, ...]]]:
+    """The graphs and tokenizers; and of each part in half precision the layers that are not."""
+    for text in student.spec.text:
+        _write_tokenizer(getattr(student.pipeline, text.tokenizer), text.max_length, folder / text.tokenizer)
+    graphs, islands = {}, {}
+    for part in parts_of(student.family, student.spec, student.pipeline):
+        say(f"exporting {part.name} in {precision.name}")
+        if precision.half:
+            part = in_half(part, torch.float16)
+            islands[part.name] = islands_of(part)
+        model = _traced(part, wish, precision)
+        if part.name in precision.quantised:
+            model = _quantised(model, student, wish, precision)
+        graphs[part.name] = write_graph(part.name, model, folder)
+    return graphs, islands
+
+
+def _traced(part: Part, wish: Wish, precision: Precision) -> ModelProto:
+    """The part's graph, checked at several shapes."""
+    key = (part.name, precision.half)
+    if wish.traced is not None and key in wish.traced:
+        return _copy(wish.traced[key])
+    model = trace_part(part)
+    bound = PRECISIONS["fp16" if precision.half else "fp32"].tolerance[part.name]
+    probe(part, model, bound)
+    if wish.traced is not None:
+        wish.traced[key] = _copy(model)
+    return model
+
+
+def _copy(model: ModelProto) -> ModelProto:
+    copied = ModelProto()
+    copied.CopyFrom(model)
+    return copied
+
+
+def _quantised(model: ModelProto, student: Student, wish: Wish, precision: Precision) -> ModelProto:
+    if not precision.calibrated:
+        return with_dynamic_scales(model)
+    networks = TorchNetworks(student.family, student.spec, student.pipeline)
+    spec = SamplerSpec.model_validate(student.spec.model_dump(mode="json"))
+    return with_fixed_scales(model, denoiser_feeds(networks, spec, wish.prompts, wish.sizes[0]))
+
+
+def _write_tokenizer(tokenizer: object, max_length: int, folder: Path) -> None:
+    """`tokenizer.json` with padding and truncation set, so that it needs no further settings to run."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    pad, pad_id = tokenizer.pad_token, tokenizer.pad_token_id  # type: ignore[attr-defined]
+    backend.enable_truncation(max_length)
+    backend.enable_padding(direction="right", length=max_length, pad_token=pad, pad_id=pad_id)
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def _provenance(student: Student, wish: Wish, precision: Precision) -> dict[str, str]:
+    """No time and no path: the digest of a bundle says what it is, not when or where it was made."""
+    spec = student.spec
+    versions = {package: version(package) for package in EXPORTERS}
+    origin = {
+        "teacher": spec.teacher,
+        "teacher_digest": spec.teacher_digest,
+        "recipe_digest": spec.recipe_digest,
+    }
+    return {**origin, "student_digest": student.digest, **versions, **_calibration(wish, precision)}
+
+
+def _calibration(wish: Wish, precision: Precision) -> dict[str, str]:
+    if not precision.calibrated:
+        return {}
+    digest = hashlib.sha256("\n".join(wish.prompts).encode()).hexdigest()
+    return {"calibration_prompts": str(len(wish.prompts)), "calibration_digest": f"sha256:{digest}"}
