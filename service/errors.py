@@ -43,6 +43,10 @@ class ServiceError(Exception):
         return "invalid_request_error" if self.status < 500 else "server_error"
 
 
+class ClientGoneError(Exception):
+    """The connection ended before the request or its answer did; nobody is left to be told."""
+
+
 def invalid(param: str, message: str, code: str = "invalid_value") -> ServiceError:
     return ServiceError(message, param=param, code=code)
 

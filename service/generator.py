@@ -1,35 +1,36 @@
-"""One served model: a runtime behind four phases, and the door that bounds what is inside."""
+"""One served model: an engine behind four phases, and the door that bounds what is inside."""
 
 from __future__ import annotations
 
 import itertools
-import math
+import logging
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from engines.bundle import Size
 from engines.runtime.base import Conditioning, Floats, Runtime
-from engines.runtime.sampler import Pending, advance
 
+from .admission import Admission, Bounds
+from .engine import Engine
 from .errors import ServiceError
-from .image import Image
+from .fairness import FairShare
+from .image import ONLINE, CancelledError, Image
+from .latency import LatencyModel
 from .metrics import Metrics
 from .phases import Phase
 from .pictures import Pixels, to_file
+from .results import Results
 from .settings import Settings
+from .watchdog import Watchdog
+
+log = logging.getLogger(__name__)
 
 FILE_WORKERS = min(4, os.cpu_count() or 1)
-RECENT = 10.0
-"""Seconds over which the throughput behind `Retry-After` is taken."""
-LONGEST_RETRY = 60.0
 JOIN_SECONDS = 5.0
 STAGES = ("encode", "denoise", "decode", "file")
 
@@ -39,63 +40,92 @@ class Generator:
 
     Attributes:
         name: What clients call the model.
-        runtime: Executes its bundle.
+        engine: Does the work of the first three phases.
+        results: Files of late, if they are kept, and images that several requests wait for.
         created: Unix time at which it was loaded.
     """
 
-    def __init__(self, name: str, runtime: Runtime, settings: Settings, metrics: Metrics) -> None:
-        self.name, self.runtime, self.created = name, runtime, int(time.time())
-        self._limit, self._metrics = settings.queue_limit, metrics
+    def __init__(
+        self, name: str, runtime: Runtime | Callable[[], Runtime], settings: Settings, metrics: Metrics
+    ) -> None:
+        """
+        Args:
+            runtime: Executes the bundle; or what loads it, again whenever the engine has died.
+        """
+        load = runtime if callable(runtime) else lambda: runtime
+        self.name, self.created = name, int(time.time())
+        self.engine = Engine(load, metrics.engine(name))
+        self.results = Results(settings.result_cache_mb << 20, metrics)
+        self._embedding_bytes = settings.embedding_cache_mb << 20
+        self._metrics, self._meters = metrics, metrics.model(name)
         self._lock = threading.Lock()
-        self._inflight, self._closing = 0, False
-        self._busy_since = time.monotonic()
-        self._finished: deque[float] = deque(maxlen=4096)
-        self._warm_rate = 1.0
-        self._promised = 0.0
-        self._build_phases(settings.max_wait_ms / 1000)
+        self._inside: dict[int, Image] = {}
+        self._closing = False
+        self._last_picture = 0.0
+        self._latency, self._fair = LatencyModel(), FairShare()
+        bounds = Bounds(settings.queue_limit, settings.queue_seconds, settings.auto_patience)
+        self.admission = Admission(bounds, self._latency, self._fair, self.batch_sizes)
+        self._phases = self._build_phases(settings.queue_limit, settings.max_wait_ms / 1000)
+        self.watchdog = Watchdog(
+            self.engine,
+            self._phases,
+            lambda: self._last_picture,
+            settings.stall_seconds,
+            settings.canary_seconds,
+        )
 
-    def _build_phases(self, max_wait: float) -> None:
+    def _build_phases(self, limit: int, max_wait: float) -> tuple[Phase[Image, Any], ...]:
         sizes, room = self.batch_sizes, 2 * max(self.batch_sizes)
-        meters = {stage: self._metrics.stage(self.name, stage) for stage in STAGES}
-        self._encode = Phase(
+        shared = partial(
+            Phase[Image, Any], latency=self._latency, arrange=self._arrange, revive=self.engine.revive
+        )
+        meters = [self._metrics.stage(self.name, stage) for stage in STAGES]
+        self._encode = shared(
             "encode",
-            self._encode_prompts,
+            self.engine.encode,
             self._encoded,
-            sizes=sizes,
+            # The engine pads what is left when equal and cached prompts have been taken out.
+            sizes=range(1, max(sizes) + 1),
             # The door bounds this inbox. A batch counts until all of it has moved on, though some
             # of its images may be finished by then, and `submit` must not wait for that.
-            capacity=self._limit + max(sizes),
-            meters=meters["encode"],
+            capacity=limit + max(sizes),
+            meters=meters[0],
+            group=self._is_encoded,
             max_wait=max_wait,
         )
-        self._denoise = Phase(
+        self._denoise = shared(
             "denoise",
-            self._denoise_step,
+            self.engine.denoise,
             self._denoised,
             sizes=sizes,
             capacity=room,
-            meters=meters["denoise"],
+            meters=meters[1],
             group=_size,
         )
-        self._decode = Phase(
+        self._decode = shared(
             "decode",
-            self._decode_latents,
+            self.engine.decode,
             self._decoded,
             sizes=sizes,
             capacity=room,
-            meters=meters["decode"],
+            meters=meters[2],
             group=_size,
         )
-        self._file = Phase(
+        self._file = shared(
             "file",
             _encode_files,
-            _filed,
+            self._filed,
             sizes=(1,),
             capacity=room,
-            meters=meters["file"],
+            meters=meters[3],
+            group=_size,
             workers=FILE_WORKERS,
         )
-        self._phases: tuple[Phase[Image, Any], ...] = (self._encode, self._denoise, self._decode, self._file)
+        return self._encode, self._denoise, self._decode, self._file
+
+    @property
+    def runtime(self) -> Runtime:
+        return self.engine.runtime
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -107,16 +137,24 @@ class Generator:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        return tuple(sorted(self.runtime.bundle.manifest.batch_sizes))
+        return self.engine.batch_sizes
 
     @property
     def inflight(self) -> int:
-        return self._inflight
+        return len(self._inside)
+
+    @property
+    def idle(self) -> bool:
+        """Nobody's image is inside."""
+        return not self._inside
 
     def warm_up(self) -> None:
-        """Generates at every declared size and batch size, then opens the phases."""
+        """Generates at every declared size and batch size, then opens the phases.
+
+        Raises:
+            ServiceError: the canary picture does not come out the same twice.
+        """
         for size, batch in itertools.product(self.sizes, self.batch_sizes):
-            started = time.perf_counter()
             images = [Image(f"warm-up {index}", index, self.steps[0], size) for index in range(batch)]
             self._encode.warm(images)
             for _ in range(self.steps[0]):
@@ -124,21 +162,55 @@ class Generator:
             self._decode.warm(images)
             for image in images:
                 self._file.warm([image])
-            # Every phase ran twice.
-            self._warm_rate = 2 * batch / (time.perf_counter() - started)
+        if not (self.engine.draws() and self.engine.draws()):
+            raise ServiceError("its canary picture failed", status=500)
+        self.engine.open(self._embedding_bytes)
         for phase in self._phases:
             phase.start()
+        self.watchdog.start()
 
-    def submit(self, images: Sequence[Image]) -> None:
+    def submit(self, images: Sequence[Image], choices: Sequence[int] = ()) -> None:
         """Admits all of the images, or none.
 
+        Args:
+            choices: Step counts that will do: the highest at which the images are ready about as
+                soon as on an idle server, else the lowest; by default that of the images.
+
         Raises:
-            ServiceError: 429 with `Retry-After`, there is no room; 503, the server is shutting down.
+            ServiceError: 429 with `Retry-After`, it cannot be done in time; 503, the server is
+                shutting down.
         """
-        self._admit(len(images))
+        with self._lock:
+            if self._closing:
+                raise ServiceError("The server is shutting down.", status=503, code="shutting_down")
+            now, inside = time.perf_counter(), list(self._inside.values())
+            if choices:
+                self.admission.choose_steps(inside, images, choices, now)
+            self.admission.check(inside, images, now)
+            if choices and images[0].steps < max(choices):
+                self._meters.reduced.inc(len(images))
+            self._inside |= {id(image): image for image in images}
+            self._meters.inflight.set(len(self._inside))
+            self._fair.enter(images)
         for image in images:
             image.file.add_done_callback(partial(self._leave, image))
         self._encode.put(images)
+
+    def cancel(self, images: Sequence[Image]) -> None:
+        """One request less wants the images; those that nobody wants leave at the next boundary."""
+        for image in images:
+            image.wanted -= 1
+        for phase in self._phases:
+            phase.drop_cancelled()
+
+    def preview(self, image: Image, x0_CHW: Floats) -> Image:
+        """A clean estimate on its way to a file of its own, past the door, as `image` has been let in."""
+        estimate = Image(
+            image.prompt, image.seed, image.steps, image.size, image.format, image.compression, image.client
+        )
+        estimate.step, estimate.x0_CHW, estimate.deadline = image.steps, x0_CHW, image.deadline
+        self._decode.put([estimate])
+        return estimate
 
     def close_door(self) -> None:
         with self._lock:
@@ -147,91 +219,54 @@ class Generator:
     def close(self) -> None:
         """Fails what is still inside and ends the workers."""
         self.close_door()
+        self.watchdog.stop()
         for phase in self._phases:
             phase.close(JOIN_SECONDS)
 
-    def _admit(self, count: int) -> None:
-        with self._lock:
-            if self._closing:
-                raise ServiceError("The server is shutting down.", status=503, code="shutting_down")
-            if self._inflight + count > self._limit:
-                raise self._full(count)
-            if self._inflight == 0:
-                self._busy_since = time.monotonic()
-            self._inflight += count
-            self._metrics.inflight.labels(self.name).set(self._inflight)
-
     def _leave(self, image: Image, file: Future[bytes]) -> None:
+        now = time.perf_counter()
+        error = file.exception()
         with self._lock:
-            self._inflight -= 1
-            self._metrics.inflight.labels(self.name).set(self._inflight)
-            self._finished.append(time.monotonic())
-        if file.exception() is None:
-            self._metrics.images.labels(self.name, image.steps).inc()
+            self._inside.pop(id(image), None)
+            self._meters.inflight.set(len(self._inside))
+            self._fair.leave(image)
+            if error is None and image.lane == ONLINE:
+                self.admission.learn(image, len(self._inside) > 2 * max(self.batch_sizes), now)
+        if error is None:
+            self._last_picture = now
+            self._meters.images.labels(self.name, image.steps).inc()
+            self._meters.prediction.observe((now - image.admitted) / image.predicted)
             self._metrics.queue_seconds.observe(image.seconds["queue"])
+        elif isinstance(error, CancelledError):
+            self._meters.cancelled.inc()
 
-    def _full(self, count: int) -> ServiceError:
-        """Room for `count` images comes after the room that those refused before have been told to wait
-        for; else all of them would be back at once."""
-        now = time.monotonic()
-        self._promised = min(max(self._promised, now) + count / self._rate(), now + LONGEST_RETRY)
-        seconds = self._promised - now
-        headers = {"Retry-After": f"{math.ceil(seconds)}", "Retry-After-Ms": f"{math.ceil(1000 * seconds)}"}
-        return ServiceError(
-            f"The queue is full: {self._inflight} of at most {self._limit} images are waiting or running.",
-            status=429,
-            code="queue_full",
-            headers=headers,
-        )
+    def _arrange(self, images: Sequence[Image]) -> list[Image]:
+        return self._fair.arrange(images, lambda image: image.steps - image.step)
 
-    def _rate(self) -> float:
-        """Images per second of late, or of the warm-up when none has finished yet."""
-        now = time.monotonic()
-        since = max(now - RECENT, self._busy_since)
-        recent = sum(moment > since for moment in self._finished)
-        return recent / (now - since) if recent else self._warm_rate
-
-    def _encode_prompts(self, images: Sequence[Image]) -> list[Conditioning]:
-        # The images of one request share a prompt, which is encoded once.
-        prompts = list(dict.fromkeys(image.prompt for image in images))
-        allowed = next(size for size in self.batch_sizes if size >= len(prompts))
-        encoded = self.runtime.encode([*prompts, *[prompts[-1]] * (allowed - len(prompts))])
-        rows = {prompt: row for row, prompt in enumerate(prompts)}
-        return [_row(encoded, rows[image.prompt]) for image in images]
+    def _is_encoded(self, image: Image) -> Hashable:
+        return image.prompt in self.engine.embeddings
 
     def _encoded(self, image: Image, conditioning: Conditioning) -> Phase[Image, Any]:
         image.conditioning = conditioning
         return self._denoise
 
-    def _denoise_step(self, images: Sequence[Image]) -> list[tuple[Floats, Floats]]:
-        """Each image's own next step: inputs and clean estimates."""
-        spec = self.runtime.bundle.spec
-        pending = [Pending(one.seed, one.steps, one.step, one.x_CHW, one.x0_CHW) for one in images]
-        conditioning = _stacked([image.conditioning for image in images if image.conditioning is not None])
-        shape = spec.latent_shape(images[0].size)  # a batch has one size
-        return list(zip(*advance(self.runtime, spec, pending, shape, conditioning)))
-
     def _denoised(self, image: Image, state: tuple[Floats, Floats]) -> Phase[Image, Any]:
         image.x_CHW, image.x0_CHW = state
         image.step += 1
-        return self._denoise if image.step < image.steps else self._decode
-
-    def _decode_latents(self, images: Sequence[Image]) -> list[Pixels]:
-        x0_BCHW = np.stack([image.x0_CHW for image in images if image.x0_CHW is not None])
-        return list(self.runtime.decode(x0_BCHW))
+        self._fair.charge(image)
+        if image.step == image.steps:
+            return self._decode
+        if image.on_estimate is not None:
+            image.on_estimate(image.step - 1, image.x0_CHW)
+        return self._denoise
 
     def _decoded(self, image: Image, pixels_HWC: Pixels) -> Phase[Image, Any]:
         image.pixels_HWC = pixels_HWC
         image.conditioning = image.x_CHW = image.x0_CHW = None
         return self._file
 
-
-def _row(conditioning: Conditioning, row: int) -> Conditioning:
-    return {name: array[row : row + 1] for name, array in conditioning.items()}
-
-
-def _stacked(rows: Sequence[Conditioning]) -> Conditioning:
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    def _filed(self, image: Image, content: bytes) -> None:
+        image.finish(content)
 
 
 def _size(image: Image) -> Hashable:
@@ -244,7 +279,3 @@ def _encode_files(images: Sequence[Image]) -> list[bytes]:
         for image in images
         if image.pixels_HWC is not None
     ]
-
-
-def _filed(image: Image, content: bytes) -> None:
-    image.finish(content)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from engines.bundle import Size
 from engines.runtime.base import Conditioning, Floats
 
+from .errors import ServiceError
 from .pictures import Format, Pixels
+
+ONLINE, OFFLINE = 0, 1
+"""Lanes: somebody waits for it; it may take the places that the others leave."""
 
 _sequence = itertools.count()
 
@@ -25,20 +31,40 @@ class Image:
     size: Size
     format: Format = "png"
     compression: int = 100
-    order: tuple[float, ...] = field(default_factory=lambda: (next(_sequence),))
+    client: str = ""
+    lane: int = ONLINE
+    deadline: float = math.inf
+    """On the clock of `time.perf_counter`."""
+    on_estimate: Callable[[int, Floats], None] | None = None
+    """Told the index and the clean estimate [C, H, W] of each step but the last."""
     file: Future[bytes] = field(default_factory=Future)
     seconds: dict[str, float] = field(default_factory=dict)
     """Time spent in each phase; `queue` is added at the end and is what is left of the total."""
     admitted: float = field(default_factory=time.perf_counter)
+    predicted: float = math.inf
+    """Seconds that it should take, as far as could be told when it was admitted."""
+    wanted: int = 1
+    """Requests that wait for it; none when all their clients have left."""
     step: int = 0
     conditioning: Conditioning | None = None
     x_CHW: Floats | None = None
     x0_CHW: Floats | None = None
     pixels_HWC: Pixels | None = None
+    attempts: int = 0
+    sequence: int = field(default_factory=lambda: next(_sequence))
 
     def __post_init__(self) -> None:
         # A waiting request that is given up must not cancel the future under a worker's hands.
         self.file.set_running_or_notify_cancel()
+
+    @property
+    def order(self) -> tuple[float, ...]:
+        """Earliest deadline first, then as they came."""
+        return self.lane, self.deadline, self.sequence
+
+    @property
+    def cancelled(self) -> bool:
+        return self.wanted <= 0
 
     def spend(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
@@ -48,4 +74,17 @@ class Image:
         self.file.set_result(content)
 
     def fail(self, error: Exception) -> None:
+        self.conditioning = self.x_CHW = self.x0_CHW = None
         self.file.set_exception(error)
+
+    def retry(self) -> bool:
+        """Whether it may be tried again after an engine was lost with it inside: once."""
+        self.attempts += 1
+        return self.attempts == 1
+
+
+class CancelledError(ServiceError):
+    """Nobody waits for the picture any more."""
+
+    def __init__(self) -> None:
+        super().__init__("The request was cancelled.", status=499, code="cancelled")

@@ -17,6 +17,7 @@ from prometheus_client import (
 
 SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 """Dense where few-step generation lives: 60 ms and 95 ms fall into different buckets."""
+RATIOS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4)
 IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
 # A second series per counter that only says when the process started.
@@ -33,6 +34,28 @@ class StageMeters:
     padding: Counter
 
 
+@dataclass(frozen=True)
+class EngineMeters:
+    """What the engine of one model reports."""
+
+    hits: Counter
+    misses: Counter
+    padding: Counter
+    restarts: Counter
+
+
+@dataclass(frozen=True)
+class ModelMeters:
+    """What goes in and out of one model."""
+
+    inflight: Gauge
+    images: Counter
+    """Has labels yet to be given: model and steps."""
+    reduced: Counter
+    cancelled: Counter
+    prediction: Histogram
+
+
 class Metrics:
     """The metrics of one application, on a registry of its own."""
 
@@ -41,7 +64,7 @@ class Metrics:
         self.requests = Counter(
             "fewstep_requests", "API requests.", ["model", "route", "outcome"], registry=registry
         )
-        self.images = Counter("fewstep_images", "Images generated.", ["model", "steps"], registry=registry)
+        self._images = Counter("fewstep_images", "Images generated.", ["model", "steps"], registry=registry)
         self.request_seconds = Histogram(
             "fewstep_request_duration_seconds",
             "Duration of successful generation requests.",
@@ -74,8 +97,39 @@ class Metrics:
         self._depth = Gauge(
             "fewstep_queue_depth", "Images waiting before a phase.", ["model", "stage"], registry=registry
         )
-        self.inflight = Gauge(
+        self._inflight = Gauge(
             "fewstep_inflight_images", "Images admitted and not yet finished.", ["model"], registry=registry
+        )
+        self._embedding_hits = Counter(
+            "fewstep_embedding_cache_hits", "Images whose prompt was encoded already.", registry=registry
+        )
+        self._embedding_misses = Counter(
+            "fewstep_embedding_cache_misses", "Prompts that had to be encoded.", registry=registry
+        )
+        self.result_hits = Counter(
+            "fewstep_result_cache_hits", "Images drawn already, or being drawn.", registry=registry
+        )
+        self.result_misses = Counter(
+            "fewstep_result_cache_misses", "Images looked for and not found.", registry=registry
+        )
+        self._reduced = Counter(
+            "fewstep_reduced_images",
+            "Images of quality auto that got fewer steps because of load or deadline.",
+            ["model"],
+            registry=registry,
+        )
+        self._cancelled = Counter(
+            "fewstep_cancelled_images", "Images given up as their client left.", ["model"], registry=registry
+        )
+        self._prediction = Histogram(
+            "fewstep_prediction_ratio",
+            "Time that an image took, over that predicted when it was admitted.",
+            ["model"],
+            buckets=RATIOS,
+            registry=registry,
+        )
+        self._restarts = Counter(
+            "fewstep_engine_restarts", "Engines restarted after a failure.", ["model"], registry=registry
         )
         build = Info("fewstep_build", "Versions of this server.", registry=registry)
         build.info({"version": package_version(), "python": platform.python_version()})
@@ -86,6 +140,23 @@ class Metrics:
             seconds=self._stage_seconds.labels(stage),
             batch_size=self._batch_size.labels(stage),
             padding=self._padding.labels(stage),
+        )
+
+    def engine(self, model: str) -> EngineMeters:
+        return EngineMeters(
+            hits=self._embedding_hits,
+            misses=self._embedding_misses,
+            padding=self._padding.labels("encode"),
+            restarts=self._restarts.labels(model),
+        )
+
+    def model(self, model: str) -> ModelMeters:
+        return ModelMeters(
+            inflight=self._inflight.labels(model),
+            images=self._images,
+            reduced=self._reduced.labels(model),
+            cancelled=self._cancelled.labels(model),
+            prediction=self._prediction.labels(model),
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ServiceError, to_response
+from .errors import ClientGoneError, ServiceError, to_response
 from .metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ class RequestEnvelope:
         try:
             body = await self._whole_body(scope, receive)
             await self._app(scope, body, response.send)
-        except _ClientGoneError:
-            log.debug("id=%s the client left before its request was complete", state["request_id"])
+        except ClientGoneError:
+            log.debug("id=%s the client left", state["request_id"])
         except Exception as error:
             if not isinstance(error, ServiceError):
                 log.exception("id=%s failed", state["request_id"])
@@ -53,7 +53,7 @@ class RequestEnvelope:
         """
         Raises:
             ServiceError: 413, the body is too large; 408, it does not come, or not before the server ends.
-            _ClientGoneError: the connection ended first.
+            ClientGoneError: the connection ended first.
         """
         try:
             async with asyncio.timeout(self._body_seconds):
@@ -99,10 +99,6 @@ def _head_as_get(scope: Scope) -> Scope:
     return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
 
-class _ClientGoneError(Exception):
-    """The connection ended before the body did."""
-
-
 async def _whole_body(scope: Scope, receive: Receive, limit: int) -> Receive:
     """Reads the body, at most `limit` bytes of it, and returns a `receive` that yields it again."""
     declared = Headers(scope=scope).get("content-length", "0")
@@ -113,7 +109,7 @@ async def _whole_body(scope: Scope, receive: Receive, limit: int) -> Receive:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _ClientGoneError
+            raise ClientGoneError
         body += message.get("body", b"")
         if len(body) > limit:
             raise _too_large(limit)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 from engines.bundle import Bundle, find_bundle
@@ -53,12 +54,20 @@ class Models:
         return self._loading is not None
 
     @property
-    def status(self) -> Literal["ready", "starting", "draining", "failed"]:
+    def status(self) -> Literal["ready", "starting", "draining", "failed", "stalled"]:
         if self._draining:
             return "draining"
         if self._loading is not None and self._loading.done() and len(self.generators) < len(self.names):
             return "failed"
+        if not all(generator.watchdog.healthy for generator in self.generators.values()):
+            return "stalled"
         return "ready" if len(self.generators) == len(self.names) else "starting"
+
+    def state(self, name: str) -> Literal["ready", "loading", "stalled"]:
+        generator = self.generators.get(name)
+        if generator is None:
+            return "loading"
+        return "ready" if generator.watchdog.healthy else "stalled"
 
     def get(self, name: str | None) -> Generator:
         """
@@ -105,7 +114,7 @@ class Models:
     def _load(self, name: str) -> Generator:
         started = time.perf_counter()
         try:
-            generator = Generator(name, self._runtime(name), self._settings, self._metrics)
+            generator = Generator(name, partial(self._runtime, name), self._settings, self._metrics)
         except EngineError as error:
             raise ServiceError(f"model {name}: {error}") from error
         try:

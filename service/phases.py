@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import logging
 import threading
 import time
@@ -11,6 +10,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import ServiceError
+from .image import CancelledError
+from .latency import LatencyModel
 from .metrics import StageMeters
 
 log = logging.getLogger(__name__)
@@ -23,16 +24,26 @@ class Item(Protocol):
     def order(self) -> tuple[float, ...]:
         """Smaller goes first; equals go in order of arrival."""
 
+    @property
+    def cancelled(self) -> bool:
+        """Nobody wants it any more: it leaves where it waits, or after the batch it is in."""
+
     def spend(self, stage: str, seconds: float) -> None:
         """Told after each batch that the item was in."""
 
     def fail(self, error: Exception) -> None:
         """Told instead of further phases when the item cannot be finished."""
 
+    def retry(self) -> bool:
+        """Asked when a worker was lost with the item: whether it may be tried again."""
+
 
 T = TypeVar("T", bound=Item)
 R = TypeVar("R")
-U = TypeVar("U")
+
+
+def in_order(items: Sequence[T]) -> list[T]:
+    return sorted(items, key=lambda item: item.order)
 
 
 class Phase(Generic[T, R]):
@@ -52,7 +63,10 @@ class Phase(Generic[T, R]):
         sizes: Sequence[int],
         capacity: int,
         meters: StageMeters,
+        latency: LatencyModel | None = None,
         group: Callable[[T], Hashable] = lambda item: None,
+        arrange: Callable[[Sequence[T]], list[T]] = in_order,
+        revive: Callable[[float], bool] = lambda since: False,
         max_wait: float = 0.0,
         workers: int = 1,
     ) -> None:
@@ -60,21 +74,23 @@ class Phase(Generic[T, R]):
         Args:
             sizes: Batch sizes that `work` accepts.
             capacity: Items inside, waiting or in a batch, beyond which `put` blocks.
+            latency: Learns what batches take, and decides when padding is faster.
             group: Only items with equal groups share a batch.
+            arrange: The order in which waiting items go.
+            revive: Asked when work on a single item, begun at a time, fails: whether it was the
+                engine's fault and the engine is well again, so that another try is worth it.
             max_wait: Seconds for which the first item waits for a full batch.
         """
-        self.name, self._work, self._route, self._group = name, work, route, group
+        self.name, self._work, self._route = name, work, route
+        self._group, self._arrange, self._revive = group, arrange, revive
         self._sizes, self._capacity, self._max_wait = sorted(sizes), capacity, max_wait
-        self._meters = meters
-        self._seconds: dict[tuple[Hashable, int], float] = {}
+        self._meters, self._latency = meters, latency or LatencyModel()
         self._waiting: list[T] = []
         self._running = 0
+        self._batches: dict[threading.Thread, tuple[list[T], float]] = {}
         self._closed = False
         self._changed = threading.Condition()
-        self._threads = [
-            threading.Thread(target=self._run, name=f"{name}-{index}", daemon=True)
-            for index in range(workers)
-        ]
+        self._threads = [self._new_worker() for _ in range(workers)]
 
     def start(self) -> None:
         for thread in self._threads:
@@ -97,94 +113,138 @@ class Phase(Generic[T, R]):
         self._work(items)
         started = time.perf_counter()
         results = self._work(items)
-        self._seconds[self._group(items[0]), len(items)] = time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._latency.observe(self.name, self._group(items[0]), len(items), seconds)
         for item, result in zip(items, results):
             self._route(item, result)
+
+    def drop_cancelled(self) -> None:
+        """Fails the waiting items that nobody wants any more; their places are free at once."""
+        with self._changed:
+            dropped = [item for item in self._waiting if item.cancelled]
+            if dropped:
+                self._set_waiting([item for item in self._waiting if not item.cancelled])
+        _fail(dropped, CancelledError())
+
+    def oldest_batch(self) -> float:
+        """Seconds for which a batch has been running; 0 when none is."""
+        with self._changed:
+            began = min((began for _, began in self._batches.values()), default=None)
+            return 0.0 if began is None else time.perf_counter() - began
+
+    def replace_stalled(self, seconds: float) -> None:
+        """Gives up workers whose batch has been running for longer: each item is tried once more.
+
+        A thread inside an engine cannot be ended. It is left alone, and what it may still bring is
+        thrown away; a new one takes its place.
+        """
+        now = time.perf_counter()
+        with self._changed:
+            lost = [thread for thread, (_, began) in self._batches.items() if now - began > seconds]
+            items = [item for thread in lost for item in self._batches.pop(thread)[0]]
+            again = [item for item in items if item.retry()]
+            self._running -= len(items)
+            self._insert(again)
+            self._threads = [thread for thread in self._threads if thread not in lost]
+            fresh = [] if self._closed else [self._new_worker() for _ in lost]
+            self._threads += fresh
+        for thread in fresh:
+            thread.start()
+        message = "The engine stalled twice on this picture."
+        kept = set(map(id, again))
+        _fail(
+            [item for item in items if id(item) not in kept],
+            ServiceError(message, status=503, code="engine_stalled"),
+        )
 
     def close(self, timeout: float) -> None:
         """Ends the workers after the batch they are in; whatever still waits fails."""
         with self._changed:
             self._closed = True
-            abandoned, self._waiting = self._waiting, []
-            self._meters.depth.set(0)
-            self._changed.notify_all()
+            abandoned = self._waiting
+            self._set_waiting([])
         _fail(abandoned, _closing())
         for thread in self._threads:
             thread.join(timeout)
+
+    def _new_worker(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name=self.name, daemon=True)
 
     def _room(self) -> int:
         return self._capacity - len(self._waiting) - self._running
 
     def _insert(self, items: Sequence[T]) -> None:
-        for item in items:
-            bisect.insort(self._waiting, item, key=lambda other: other.order)
-        self._meters.depth.set(len(self._waiting))
+        self._set_waiting([*self._waiting, *items])
+
+    def _set_waiting(self, items: list[T]) -> None:
+        self._waiting = items
+        self._meters.depth.set(len(items))
         self._changed.notify_all()
 
     def _run(self) -> None:
         while batch := self._take():
-            self._send_on(batch, self._process(batch))
+            outcomes = self._process(batch)
+            with self._changed:
+                if self._batches.pop(threading.current_thread(), None) is None:
+                    return  # given up meanwhile: the batch is no longer this worker's
+            self._send_on(batch, outcomes)
 
     def _take(self) -> list[T]:
         """The next batch in order; nothing once the phase is closed."""
-        with self._changed:
-            while not self._closed:
+        while not self._closed:
+            with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._waiting)
                 if self._max_wait:
                     self._changed.wait_for(self._worth_starting, self._max_wait)
-                if self._waiting:
-                    return self._choose()
-            return []
+            self.drop_cancelled()
+            with self._changed:
+                if self._waiting and not self._closed:
+                    batch = self._choose()
+                    self._batches[threading.current_thread()] = batch, time.perf_counter()
+                    return batch
+        return []
 
     def _choose(self) -> list[T]:
         """Takes the first item out, with those next in order that may share its batch."""
-        group = self._group(self._waiting[0])
-        alike = [item for item in self._waiting if self._group(item) == group]
-        batch = alike[: self._batch_size(group, len(alike))]
+        ordered = self._arrange(self._waiting)
+        group = self._group(ordered[0])
+        alike = [item for item in ordered if self._group(item) == group]
+        batch = alike[: self._latency.best_batch(self.name, group, self._sizes, len(alike))]
         chosen = set(map(id, batch))
-        self._waiting = [item for item in self._waiting if id(item) not in chosen]
         self._running += len(batch)
-        self._meters.depth.set(len(self._waiting))
+        self._set_waiting([item for item in ordered if id(item) not in chosen])
         return batch
 
     def _worth_starting(self) -> bool:
         return self._closed or len(self._waiting) >= self._sizes[-1]
 
-    def _batch_size(self, group: Hashable, waiting: int) -> int:
-        """The allowed size that serves `waiting` items fastest.
-
-        Either the largest size that they fill, or the next one with some places padded. Which is
-        faster depends on the backend (a GPU runs 8 images in hardly more time than 5, a CPU core
-        does not), so the choice is made from the times that the warm-up measured.
-        """
-        full = max((size for size in self._sizes if size <= waiting), default=None)
-        padded = min((size for size in self._sizes if size > waiting), default=None)
-        if full is None or padded is None:
-            return full or self._sizes[0]
-        per_round = self._seconds.get((group, full)), self._seconds.get((group, padded))
-        if per_round[0] is None or per_round[1] is None:
-            return full
-        return padded if per_round[1] < per_round[0] * waiting / full else full
-
     def _process(self, batch: list[T]) -> list[R | Exception]:
-        """Results of a batch; when it fails, each member gets one try alone."""
+        """Results of a batch; when it fails, each member gets one try alone, and after an engine
+        was revived another."""
+        started = time.perf_counter()
         try:
             return list(self._timed(batch))
         except Exception as error:
-            if len(batch) == 1:
-                return [error]
-            log.warning(
-                "%s: a batch of %d failed, trying its members singly: %r", self.name, len(batch), error
-            )
-            return [outcome for item in batch for outcome in self._process([item])]
+            log.warning("%s: a batch of %d failed: %r", self.name, len(batch), error)
+            if len(batch) > 1:
+                return [outcome for item in batch for outcome in self._process([item])]
+            return self._again(batch, started, error)
+
+    def _again(self, batch: list[T], started: float, error: Exception) -> list[R | Exception]:
+        try:
+            return list(self._timed(batch)) if self._revive(started) else [error]
+        except Exception as second:
+            return [second]
 
     def _timed(self, batch: list[T]) -> Sequence[R]:
         padding = next(size for size in self._sizes if size >= len(batch)) - len(batch)
+        group = self._group(batch[0])
         started = time.perf_counter()
         results = self._work([*batch, *[batch[-1]] * padding])
         seconds = time.perf_counter() - started
         if len(results) != len(batch) + padding:
             raise RuntimeError(f"{self.name} made {len(results)} results of {len(batch) + padding} items")
+        self._latency.observe(self.name, group, len(batch) + padding, seconds)
         self._meters.seconds.observe(seconds)
         self._meters.batch_size.observe(len(batch))
         self._meters.padding.inc(padding)
@@ -205,11 +265,14 @@ class Phase(Generic[T, R]):
 
     def _target(self, item: T, outcome: R | Exception) -> Phase[T, Any] | None:
         try:
+            if item.cancelled:
+                raise CancelledError
             if isinstance(outcome, Exception):
                 raise outcome
             return self._route(item, outcome)
         except Exception as error:
-            log.warning("%s: an image failed: %r", self.name, error)
+            if not isinstance(error, CancelledError):
+                log.warning("%s: an image failed: %r", self.name, error)
             item.fail(error)
             return None
 

@@ -163,5 +163,5 @@ class ErrorObject(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["live", "ready", "starting", "draining", "failed"]
-    models: dict[str, Literal["ready", "loading"]] = {}
+    status: Literal["live", "ready", "starting", "draining", "failed", "stalled"]
+    models: dict[str, Literal["ready", "loading", "stalled"]] = {}

@@ -45,6 +45,39 @@ class Settings(BaseSettings):
         ge=1,
         description="Images per model admitted and not yet finished; beyond it requests get 429",
     )
+    queue_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds of work per model, as predicted, that may be waiting; beyond it requests get 429",
+    )
+    auto_patience: float = Field(
+        default=3.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="Requests of quality auto get fewer steps when they would take this many times as long"
+        " as on an idle server",
+    )
+    embedding_cache_mb: int = Field(
+        default=64, ge=0, description="Memory per model for prompts that have been encoded; 0 for none"
+    )
+    result_cache_mb: int = Field(
+        default=0,
+        ge=0,
+        description="Memory per model for finished pictures: equal requests with a seed are drawn once; 0 for none",
+    )
+    stall_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long one batch may run before the engine counts as stalled and is restarted",
+    )
+    canary_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long no picture is drawn before a test picture is",
+    )
     max_wait_ms: float = Field(
         default=1.0,
         ge=0,

@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request
 
 from ..context import InService
 from ..generator import Generator
+from ..orders import written
 from ..schemas import Digests, ModelList, ModelObject
-from .images import ERRORS, written
+from .images import ERRORS
 
 router = APIRouter(tags=["models"])
 

@@ -27,8 +27,9 @@ async def ready(response: Response, service: InService) -> Health:
     """Every model has been loaded and has produced pictures, and the server is not shutting down."""
     models = service.models
     response.status_code = 200 if models.status == "ready" else 503
-    names = {name: "ready" if name in models.generators else "loading" for name in models.names}
-    return Health.model_validate({"status": models.status, "models": names})
+    return Health.model_validate(
+        {"status": models.status, "models": {n: models.state(n) for n in models.names}}
+    )
 
 
 @router.get("/metrics", response_class=Response)

@@ -17,10 +17,9 @@ from PIL import Image as PillowImage
 
 from engines.runtime.sampler import generate
 from service.pictures import FileStore
-from service.settings import Settings
 
-from .fake_runtime import FakeRuntime, make_bundle
-from .running import Running, run_server
+from .fake_runtime import FakeRuntime
+from .running import Running
 
 
 def pixels(content: bytes) -> np.ndarray:
@@ -197,18 +196,6 @@ def test_accepted_without_effect(shared: Running) -> None:
         style="vivid", moderation="low", user="someone", background="opaque", stream=False, partial_images=0
     )
     assert response.status_code == 200
-
-
-def test_deadline(settings: Settings) -> None:
-    with run_server(
-        settings, {"slow": FakeRuntime(make_bundle((1,), ((64, 64),)), call_seconds=0.1)}
-    ) as slow:
-        assert slow.generate(deadline_ms=20_000).status_code == 200
-        late = slow.generate(deadline_ms=150)
-        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
-        assert late.headers["x-should-retry"] == "false"
-        assert slow.generate().status_code == 200
-        assert slow.metric("fewstep_requests_total", outcome="expired") == 1
 
 
 def test_prompt_may_have_lines_and_any_script(shared: Running) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import ServiceError
+from service.image import CancelledError
 from service.metrics import Metrics
 from service.phases import Phase
 
@@ -27,7 +27,10 @@ class Ticket:
     rounds: int = 1
     group: str = "a"
     bad: bool = False
+    leaves_at: int | None = None
     done: int = 0
+    attempts: int = 0
+    cancelled: bool = False
     outcomes: list[object] = field(default_factory=list)
 
     @property
@@ -39,6 +42,10 @@ class Ticket:
 
     def fail(self, error: Exception) -> None:
         self.outcomes.append(error)
+
+    def retry(self) -> bool:
+        self.attempts += 1
+        return self.attempts == 1
 
 
 class Recorder:
@@ -65,6 +72,7 @@ class Recorder:
 
     def _route(self, ticket: Ticket, result: int) -> Phase[Ticket, Any] | None:
         ticket.done = result
+        ticket.cancelled = ticket.done == ticket.leaves_at
         if ticket.done < ticket.rounds:
             return self.phase
         ticket.outcomes.append(ticket.done)
@@ -78,6 +86,7 @@ tickets = st.builds(
     rounds=st.integers(1, 4),
     group=st.sampled_from("ab"),
     bad=st.sampled_from([False, False, False, True]),
+    leaves_at=st.sampled_from([None, None, 1, 2]),
 )
 
 
@@ -105,7 +114,13 @@ def test_every_item_comes_out_exactly_once(
 
     for ticket in given_tickets:
         (outcome,) = ticket.outcomes
-        assert isinstance(outcome, ValueError) if ticket.bad else outcome == ticket.rounds
+        if ticket.bad:
+            assert isinstance(outcome, ValueError)
+        elif ticket.leaves_at is not None and ticket.leaves_at < ticket.rounds:
+            assert isinstance(outcome, CancelledError)
+            assert ticket.done == ticket.leaves_at
+        else:
+            assert outcome == ticket.rounds
     assert recorder.largest_inside <= capacity
     for batch in recorder.batches:
         assert len(batch) in sizes
@@ -234,26 +249,6 @@ def test_the_first_item_waits_for_company_but_not_for_long() -> None:
     recorder.phase.close(1)
 
 
-@pytest.mark.parametrize(
-    ("per_call", "per_item", "waiting", "expected"),
-    [
-        (1.0, 0.0, 5, 8),  # a call costs the same whatever is in it: pad
-        (0.0, 1.0, 5, 4),  # every place costs: fill
-        (0.0, 1.0, 3, 2),
-        (1.0, 0.1, 3, 4),
-        (1.0, 1.0, 8, 8),
-        (1.0, 1.0, 20, 8),
-        (1.0, 1.0, 1, 1),
-    ],
-)
-def test_padding_is_chosen_when_the_warm_up_says_that_it_is_faster(
-    per_call: float, per_item: float, waiting: int, expected: int
-) -> None:
-    recorder = Recorder((1, 2, 4, 8))
-    recorder.phase._seconds = {(None, size): per_call + size * per_item for size in (1, 2, 4, 8)}
-    assert recorder.phase._batch_size(None, waiting) == expected
-
-
 def test_too_few_for_the_smallest_size_are_padded() -> None:
     recorder = Recorder((4, 8))
     recorder.phase.start()
@@ -262,4 +257,86 @@ def test_too_few_for_the_smallest_size_are_padded() -> None:
     wait_until(lambda: ticket.outcomes)
     assert recorder.batches == [[ticket] * 4]
     assert ticket.outcomes == [1]
+    recorder.phase.close(1)
+
+
+def test_what_nobody_wants_leaves_where_it_waits_and_after_its_batch() -> None:
+    recorder = Recorder((1,), capacity=3)
+    recorder.gate.clear()
+    recorder.phase.start()
+    running, waiting, other = Ticket(0, rounds=4), Ticket(1), Ticket(2)
+    recorder.phase.put([running])
+    wait_until(lambda: recorder.phase._running)
+    recorder.phase.put([waiting, other])
+    running.cancelled = waiting.cancelled = True
+    recorder.phase.drop_cancelled()
+    assert isinstance(waiting.outcomes[0], CancelledError)
+    assert recorder.phase._room() == 1
+    recorder.gate.set()
+    wait_until(lambda: running.outcomes and other.outcomes)
+    assert isinstance(running.outcomes[0], CancelledError)
+    assert recorder.batches == [[running], [other]]
+    recorder.phase.close(1)
+
+
+def test_an_engine_that_was_revived_gets_its_items_again() -> None:
+    dead, asked = [True], []
+
+    def revive(since: float) -> bool:
+        asked.append(since)
+        was, dead[0] = dead[0], False
+        return was
+
+    recorder = Recorder((1, 2), revive=revive)
+    work = recorder.phase._work
+
+    def fragile(batch: Sequence[Ticket]) -> Sequence[int]:
+        if dead[0]:
+            raise RuntimeError("dead")
+        return work(batch)
+
+    recorder.phase._work = fragile
+    items = [Ticket(0), Ticket(1), Ticket(2, bad=True)]
+    recorder.phase.put(items)
+    recorder.phase.start()
+    wait_until(lambda: all(item.outcomes for item in items))
+    assert [item.outcomes for item in items[:2]] == [[1], [1]]
+    assert isinstance(items[2].outcomes[0], ValueError)
+    assert len(asked) == 2  # for the engine once, and once for the item that was to blame itself
+    recorder.phase.close(1)
+
+
+def test_items_of_a_stalled_worker_are_tried_once_more_and_its_results_thrown_away() -> None:
+    recorder = Recorder((1, 2))
+    recorder.gate.clear()
+    recorder.phase.start()
+    items = [Ticket(0), Ticket(1)]
+    recorder.phase.put(items)
+    wait_until(lambda: recorder.phase.oldest_batch() > 0.05)
+    recorder.phase.replace_stalled(0.05)
+    wait_until(lambda: recorder.phase._running == 2)
+    recorder.gate.set()
+    wait_until(lambda: all(item.outcomes for item in items) and len(recorder.batches) == 2)
+    assert [item.outcomes for item in items] == [[1], [1]]
+    assert recorder.phase.oldest_batch() == 0
+    later = Ticket(2)
+    recorder.phase.put([later])
+    wait_until(lambda: later.outcomes)
+    recorder.phase.close(1)
+
+
+def test_an_item_that_stalls_twice_is_failed_clearly() -> None:
+    recorder = Recorder((1,))
+    recorder.gate.clear()
+    recorder.phase.start()
+    item = Ticket(0)
+    recorder.phase.put([item])
+    for _ in range(2):
+        wait_until(lambda: recorder.phase.oldest_batch() > 0.02)
+        recorder.phase.replace_stalled(0.02)
+    (error,) = item.outcomes
+    assert isinstance(error, ServiceError)
+    assert (error.status, error.code) == (503, "engine_stalled")
+    assert recorder.phase._room() == 8
+    recorder.gate.set()
     recorder.phase.close(1)

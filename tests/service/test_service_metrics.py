@@ -17,6 +17,14 @@ FROZEN = {
     "fewstep_batch_size": {"stage"},
     "fewstep_queue_depth": {"model", "stage"},
     "fewstep_inflight_images": {"model"},
+    "fewstep_embedding_cache_hits_total": set(),
+    "fewstep_embedding_cache_misses_total": set(),
+    "fewstep_result_cache_hits_total": set(),
+    "fewstep_result_cache_misses_total": set(),
+    "fewstep_reduced_images_total": {"model"},
+    "fewstep_cancelled_images_total": {"model"},
+    "fewstep_prediction_ratio": {"model"},
+    "fewstep_engine_restarts_total": {"model"},
     "fewstep_build_info": {"version", "python"},
 }
 BUCKETS = "0.01 0.02 0.03 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1.0 1.5 2.0 3.0 5.0 10.0 30.0 +Inf"

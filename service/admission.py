@@ -1,0 +1,213 @@
+"""Which work is taken on: what can be done in time, without breaking a promise already given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple, NoReturn
+
+from engines.bundle import Size
+
+from .errors import ServiceError
+from .fairness import FairShare
+from .image import Image
+from .latency import LatencyModel
+
+LONGEST_RETRY = 60.0
+QUANTILE = 0.95
+"""Share of the images that are to be ready within what was predicted times the margin."""
+MARGIN_STEP = 0.1
+MARGINS = (0.5, 4.0)
+SPEED_WEIGHT = 0.3
+SPEED_SECONDS = 0.5
+"""Shortest busy time from which the speed is taken."""
+SPEEDS = (0.25, 8.0)
+
+
+class _Rates(NamedTuple):
+    encode: float
+    denoise: float
+    decode: float
+    file: float
+
+    def cost(self, image: Image, steps: int) -> float:
+        """Seconds of the image's remaining phases, with `steps` to go."""
+        encode = self.encode if image.conditioning is None else 0.0
+        return encode + steps * self.denoise + self.decode + self.file
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much work may be inside.
+
+    Attributes:
+        images: Admitted and not yet finished.
+        seconds: Predicted to be needed for all of it.
+        patience: Images whose step count is open get fewer steps when the wait would make them
+            take this many times as long as on an idle server.
+    """
+
+    images: int
+    seconds: float
+    patience: float
+
+
+class Admission:
+    """Predicts when images will be ready.
+
+    An image costs the sum of its remaining batches' time per image; the phases overlap, so what all
+    of it takes is that sum over `speed`, which is measured whenever there is a queue. What the sum
+    leaves out is in `margin`, the ratio that 95 % of the images stay under of late.
+    """
+
+    def __init__(
+        self, bounds: Bounds, latency: LatencyModel, fair: FairShare, batch_sizes: Sequence[int]
+    ) -> None:
+        self.bounds, self._latency, self._fair = bounds, latency, fair
+        self._largest = max(batch_sizes)
+        self.speed, self.margin = 1.0, 1.0
+        self._busy_since: float | None = None
+        self._work_done = 0.0
+        self._promised = 0.0
+
+    def check(self, inside: Collection[Image], new: Sequence[Image], now: float) -> None:
+        """Notes in each new image what it will take.
+
+        Raises:
+            ServiceError: 429, with what a client has to know to come back at the right time.
+        """
+        full = len(inside) + len(new) > self.bounds.images
+        if full or self._backlog(inside) > self.bounds.seconds:
+            self._refuse_full(inside, new, now)
+        asked, late = set(map(id, new)), dict[int, float]()
+        for image, ready in self._schedule(inside, new):
+            if id(image) in asked:
+                image.predicted = ready
+            late[id(image)] = now + ready * self.margin - image.deadline
+        if max(late.values()) > 0:
+            # What would be late anyway is no reason to refuse others.
+            anyway = [
+                id(image)
+                for image, ready in self._schedule(inside, [])
+                if now + ready * self.margin > image.deadline
+            ]
+            self._refuse_late(new, max((late[key] for key in late if key not in anyway), default=0.0), now)
+
+    def choose_steps(
+        self, inside: Collection[Image], new: Sequence[Image], choices: Sequence[int], now: float
+    ) -> None:
+        """Gives new images the most steps with which they are ready in their deadline and within the
+        patience; if none is, the fewest."""
+        asked, limit = set(map(id, new)), new[0].deadline - now
+        for steps in sorted(choices, reverse=True):
+            for image in new:
+                image.steps = steps
+            if steps == max(choices):
+                limit = min(limit, self.bounds.patience * self._alone(new))
+            schedule = self._schedule(inside, new)
+            if all(ready * self.margin <= limit for image, ready in schedule if id(image) in asked):
+                return
+
+    def learn(self, image: Image, queued: bool, now: float) -> None:
+        """Compares a finished image with what was predicted.
+
+        Args:
+            queued: Whether images were waiting all the time, so that the phases were never idle.
+        """
+        ratio = (now - image.admitted) / image.predicted if 0 < image.predicted < math.inf else 0.0
+        if ratio:
+            step = MARGIN_STEP * (QUANTILE if ratio > self.margin else QUANTILE - 1)
+            self.margin = _clip(self.margin + step, MARGINS)
+        if not queued:
+            self._busy_since = None
+        elif self._busy_since is None:
+            self._busy_since, self._work_done = now, 0.0
+        else:
+            self._work_done += self._work(image)
+            self._measure_speed(now - self._busy_since, now)
+
+    def _schedule(self, inside: Collection[Image], new: Sequence[Image]) -> Iterator[tuple[Image, float]]:
+        """Each image in the order in which they go, and in how many seconds it is ready."""
+        everyone, ahead = [*inside, *new], 0.0
+        costs, alone = cache(self._rates), min(len(everyone), self._largest)
+        for image in self._fair.arrange(everyone, _steps_left):
+            left = _steps_left(image)
+            ahead += costs(image.size, None).cost(image, left)
+            yield image, max(ahead / self.speed, costs(image.size, alone).cost(image, left))
+
+    def _rates(self, size: Size, batch: int | None) -> _Rates:
+        """What each phase takes for an image in the best batch, or for a whole batch of `batch`."""
+        groups = {"encode": False, "denoise": size, "decode": size, "file": size}
+        return _Rates(*(
+            self._latency.per_image(stage, group) if batch is None
+            else self._latency.seconds(stage, group, batch) or 0.0
+            for stage, group in groups.items()
+        ))  # fmt: skip
+
+    def _backlog(self, images: Collection[Image]) -> float:
+        """Seconds that all of it takes."""
+        costs = cache(self._rates)
+        return sum(costs(image.size, None).cost(image, _steps_left(image)) for image in images) / self.speed
+
+    def _alone(self, new: Sequence[Image]) -> float:
+        """Seconds that a request takes on an idle server."""
+        batch = min(len(new), self._largest)
+        return max(
+            self._backlog(new), *(self._rates(image.size, batch).cost(image, image.steps) for image in new)
+        )
+
+    def _work(self, image: Image) -> float:
+        """Seconds of work that a finished image has been."""
+        rates = self._rates(image.size, None)
+        return rates.encode + image.steps * rates.denoise + rates.decode + rates.file
+
+    def _measure_speed(self, busy: float, now: float) -> None:
+        if busy >= SPEED_SECONDS:
+            measured = self._work_done / busy
+            self.speed = _clip(self.speed + SPEED_WEIGHT * (measured - self.speed), SPEEDS)
+            self._busy_since, self._work_done = now, 0.0
+
+    def _refuse_full(self, inside: Collection[Image], new: Sequence[Image], now: float) -> NoReturn:
+        """Room for new images comes after the room that those refused before have been told to wait
+        for; else all of them would be back at once."""
+        excess = max(0.0, self._backlog(inside) - self.bounds.seconds)
+        wait = max(excess, self._promised - now) + self._backlog(new)
+        self._promised = min(now + wait, now + LONGEST_RETRY)
+        message = (
+            f"The queue is full: {len(inside)} of at most {self.bounds.images} images are waiting or running,"
+            f" {self._backlog(inside):.1f} s of at most {self.bounds.seconds:g} s of work."
+        )
+        raise refusal(message, "queue_full", wait)
+
+    def _refuse_late(self, new: Sequence[Image], late: float, now: float) -> None:
+        if late <= 0:
+            return
+        fastest = self._alone(new)
+        if now + fastest > new[0].deadline:
+            message = f"Even an idle server needs {1000 * fastest:.0f} ms for this."
+            raise refusal(message, "deadline_unreachable", None)
+        message = "This would not be ready in time, or would make what was promised to others late."
+        raise refusal(message, "deadline_unreachable", late)
+
+
+def refusal(message: str, code: str, wait: float | None) -> ServiceError:
+    """429 that says when to come back; None, that there is no use in it."""
+    headers = {"x-should-retry": "false"}
+    if wait is not None:
+        wait = min(max(wait, 0.001), LONGEST_RETRY)
+        headers = {
+            "Retry-After": f"{math.ceil(wait)}",
+            "Retry-After-Ms": f"{math.ceil(1000 * wait)}",
+            "x-should-retry": "true",
+        }
+    return ServiceError(message, status=429, code=code, headers=headers)
+
+
+def _steps_left(image: Image) -> int:
+    return image.steps - image.step
+
+
+def _clip(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])
