@@ -66,6 +66,7 @@ def parser() -> Parser:
     _build(rooms)
     _bundle(rooms)
     _serve(rooms)
+    _keys(rooms)
     _shapes(rooms)
     _doctor(rooms)
     return top
@@ -311,6 +312,19 @@ def _serve(rooms: Subparsers[Parser]) -> None:
     command.set_defaults(run=commands.serve)
     command.add_argument("--model", action="append", metavar="NAME=BUNDLE", help="may be repeated")
     commands.add_settings(command)
+
+
+def _keys(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("keys", help="API keys of a server")
+    tasks = command.add_subparsers(dest="task", required=True, metavar="TASK")
+    add = tasks.add_parser("add", help="a new key; printed once, the file keeps its hash")
+    add.set_defaults(run=commands.add_key)
+    add.add_argument("name", help="whose it is, as in log lines")
+    add.add_argument("--file", type=Path, required=True, help="as in `fewstep serve --api-keys`")
+    add.add_argument(
+        "--limit", type=arguments.positive, metavar="N", help="step-images a minute; default: no limit"
+    )
+    add.add_argument("--admin", action="store_true", help="may load and unload models")
 
 
 def _shapes(rooms: Subparsers[Parser]) -> None:

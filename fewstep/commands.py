@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from .evaluate import evaluate
 from .models import default_device, open_model
-from .serve import add_settings, serve
+from .serve import add_key, add_settings, serve
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe
 
 __all__ = [
+    "add_key",
     "add_settings",
     "build",
     "distill",

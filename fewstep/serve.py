@@ -25,3 +25,9 @@ def serve(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name, None) for name in Settings.model_fields}
     given["models"] = options.model
     return run(read_settings(**{name: value for name, value in given.items() if value is not None}))
+
+
+def add_key(options: argparse.Namespace) -> None:
+    from service.keys import add_key as add
+
+    print(add(options.file, options.name, options.limit, options.admin))

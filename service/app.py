@@ -10,18 +10,21 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from engines.runtime.base import Runtime
 
 from .context import Service
 from .errors import ServiceError, to_response
+from .keys import Keys
 from .metrics import Metrics, package_version
 from .middleware import RequestEnvelope
 from .models import Models
 from .pictures import FileStore
 from .routes import images, models, operations
 from .settings import Settings
+from .tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,12 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
     """
     metrics = Metrics()
     service = Service(
-        settings, metrics, Models(settings, metrics, runtimes), FileStore(settings.data_dir / "pictures")
+        settings,
+        metrics,
+        Models(settings, metrics, runtimes),
+        FileStore(settings.data_dir / "pictures"),
+        Keys(settings.api_keys),
+        Tracing(),
     )
     app = FastAPI(
         title="fewstep",
@@ -51,7 +59,17 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
         body_seconds=settings.body_seconds,
+        keys=service.keys,
+        log_prompts=settings.log_prompts,
     )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "server-timing", "etag", "retry-after"],
+        )
     for kind in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
     for routes in (images, models, operations):

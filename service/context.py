@@ -7,10 +7,12 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from .keys import Keys
 from .metrics import Metrics
 from .models import Models
 from .pictures import FileStore
 from .settings import Settings
+from .tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Service:
     metrics: Metrics
     models: Models
     files: FileStore
+    keys: Keys
+    tracing: Tracing
 
 
 def service_of(request: Request) -> Service:

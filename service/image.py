@@ -40,6 +40,8 @@ class Image:
     file: Future[bytes] = field(default_factory=Future)
     seconds: dict[str, float] = field(default_factory=dict)
     """Time spent in each phase; `queue` is added at the end and is what is left of the total."""
+    intervals: list[tuple[str, float, float]] = field(default_factory=list)
+    """Of each batch that it was in: phase, begin, end."""
     admitted: float = field(default_factory=time.perf_counter)
     predicted: float = math.inf
     """Seconds that it should take, as far as could be told when it was admitted."""
@@ -68,9 +70,11 @@ class Image:
 
     def spend(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        now = time.perf_counter()
+        self.intervals.append((stage, now - seconds, now))
 
     def finish(self, content: bytes) -> None:
-        self.spend("queue", max(0.0, time.perf_counter() - self.admitted - sum(self.seconds.values())))
+        self.seconds["queue"] = max(0.0, time.perf_counter() - self.admitted - sum(self.seconds.values()))
         self.file.set_result(content)
 
     def fail(self, error: Exception) -> None:

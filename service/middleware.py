@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ClientGoneError, ServiceError, to_response
+from .keys import Keys
 from .metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -20,11 +21,31 @@ QUIET = ("/health", "/metrics")
 """Polled paths: logged at debug level only."""
 
 
+FILES = "/v1/images/files/"
+"""Pictures under unguessable names: whoever has the address may see them."""
+SECURITY = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "content-security-policy": "default-src 'none'; img-src 'self' data:; connect-src 'self';"
+    " style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'",
+}
+
+
 class RequestEnvelope:
     """ASGI middleware; routes find `request_id`, `started` and `model` in `request.state`."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, body_seconds: float) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_body_bytes: int,
+        body_seconds: float,
+        keys: Keys | None = None,
+        log_prompts: bool = False,
+    ) -> None:
+        self._app, self._metrics, self._log_prompts = app, metrics, log_prompts
+        self._keys = keys or Keys(None)
         self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,6 +57,7 @@ class RequestEnvelope:
         state |= {"request_id": f"req_{uuid.uuid4().hex}", "started": time.perf_counter(), "model": ""}
         response = _Response(send, state["request_id"])
         try:
+            self._identify(scope, state)
             body = await self._whole_body(scope, receive)
             await self._app(scope, body, response.send)
         except ClientGoneError:
@@ -63,20 +85,39 @@ class RequestEnvelope:
             headers = {"Connection": "close"}
             raise ServiceError(message, status=408, code="body_timeout", headers=headers) from error
 
+    def _identify(self, scope: Scope, state: dict[str, Any]) -> None:
+        """Before the body is read, so that a stranger cannot make the server take it in.
+
+        Raises:
+            ServiceError: 401, the key is missing or wrong.
+        """
+        path = scope["path"]
+        if path.startswith("/v1/") and not path.startswith(FILES) and scope["method"] != "OPTIONS":
+            key = self._keys.check(Headers(scope=scope).get("authorization", ""))
+            state |= {"key": key, "client": key.name if key else ""}
+
     def _account(self, scope: Scope, method: str, status: int | None) -> None:
         state: dict[str, Any] = scope["state"]
         route = getattr(scope.get("route"), "path_format", "unmatched")
         if scope["path"].startswith("/v1/"):
             self._metrics.requests.labels(state["model"], route, outcome(status)).inc()
+        fields = {
+            "id": state["request_id"],
+            "method": method,
+            "route": route,
+            "status": status,
+            "model": state["model"] or "-",
+            "ms": round(1000 * (time.perf_counter() - state["started"]), 1),
+        }
+        if state.get("client"):
+            fields["client"] = state["client"]
+        if self._log_prompts and "prompt" in state:
+            fields["prompt"] = state["prompt"]
         log.log(
             logging.DEBUG if scope["path"].startswith(QUIET) else logging.INFO,
-            "id=%s method=%s route=%s status=%s model=%s ms=%.1f",
-            state["request_id"],
-            method,
-            route,
-            status,
-            state["model"] or "-",
-            1000 * (time.perf_counter() - state["started"]),
+            " ".join(f"{name}=%s" for name in fields),
+            *fields.values(),
+            extra={"fields": fields},
         )
 
 
@@ -90,7 +131,10 @@ class _Response:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["x-request-id"] = self._request_id
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._request_id
+            for name, value in SECURITY.items():
+                headers.setdefault(name, value)
         await self._send(message)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import logging
 import socket
 import time
 from collections.abc import Callable
@@ -14,10 +13,12 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from . import logs
 from .app import create_app
 from .errors import ServiceError
 from .models import Models
 from .settings import Settings
+from .tracing import export_spans
 
 BACKLOG = 2048
 PARTING_SECONDS = 5
@@ -30,9 +31,8 @@ def serve(settings: Settings) -> int:
     Raises:
         ServiceError: the address cannot be used, or a model cannot be served.
     """
-    level = settings.log_level.upper()
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    logs.configure(settings.log_level.upper(), settings.log_format)
+    export_spans()
     with listen(settings.host, settings.port) as listener:
         asyncio.run(_serve(settings, listener))
     return 0

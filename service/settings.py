@@ -100,6 +100,15 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="On SIGTERM, how long admitted images may take before they are failed",
     )
+    api_keys: Path | None = Field(
+        default=None,
+        description="File of API keys (`fewstep keys add`); with it, requests to /v1 need one",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Origins whose pages may call this server, comma-separated; none by default"
+    )
+    log_format: Literal["text", "json"] = Field(default="text", description="Form of log lines")
+    log_prompts: bool = Field(default=False, description="Whether log lines hold the prompts")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log line"
     )
@@ -108,6 +117,13 @@ class Settings(BaseSettings):
     def store(self) -> Path:
         """Where bundles are kept by name."""
         return self.data_dir / "bundles"
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _parse_origins(cls, value: Any) -> Any:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
 
     @field_validator("models", mode="before")
     @classmethod

@@ -38,15 +38,18 @@ ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorObject}, "5XX":
 async def generate(body: ImagesRequest, request: Request, service: InService) -> Response:
     """Draws pictures. The same seed gives the same picture whatever else the server is doing."""
     generator = service.models.get(body.model)
-    request.state.model = generator.name
+    request.state.model, request.state.prompt = generator.name, body.prompt
     client, deadline = client_of(body, request), deadline_of(body, request)
     order = read_order(body, generator, service.settings, client=client, deadline=deadline)
     if body.seed is not None and request.headers.get("if-none-match") == order.etag:
         raise ServiceError("You have these pictures already.", status=412, code="not_modified")
+    service.keys.spend(request.state.key, order.steps * len(order.images))
     order.submit()
     files = await order.files(disconnected(request))
     data = await asyncio.to_thread(_data, order, files, request, service)
     service.metrics.request_seconds.observe(time.perf_counter() - request.state.started)
+    attributes = {"model": generator.name, "steps": order.steps, "images": len(files)}
+    service.tracing.record(request.headers, order.images, request.state.started, attributes)
     content = answer(order, data).model_dump_json(exclude_unset=True)
     headers = {"Server-Timing": _server_timing(order.images), "ETag": order.etag}
     return Response(content, headers=headers, media_type="application/json")

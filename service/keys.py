@@ -1,0 +1,137 @@
+"""API keys: who they belong to, what each may use, and how they are checked.
+
+Keys are random and long, so that a plain SHA-256 of them tells nobody what they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ServiceError
+
+PREFIX = "fs-"
+MINUTE = 60.0
+
+
+class Key(BaseModel):
+    """One line of the file of keys, as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[\w.@-]{1,64}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    step_images_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    admin: bool = False
+
+
+class Keys:
+    """The keys of a server; without a file everybody is let in."""
+
+    def __init__(self, file: Path | None) -> None:
+        """
+        Raises:
+            ServiceError: the file cannot be read; names the line.
+        """
+        self._keys = [] if file is None else _read(file)
+        self._open = file is None
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def check(self, authorization: str) -> Key | None:
+        """The key of a request; None when the server needs none.
+
+        A missing key takes as long as a wrong one, and both as long as a right one: all keys are
+        compared, each in constant time.
+
+        Raises:
+            ServiceError: 401, no key or one that is not known.
+        """
+        if self._open:
+            return None
+        scheme, _, secret = authorization.partition(" ")
+        digest = hashed(secret.strip() if scheme.lower() == "bearer" else "")
+        found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
+        if found:
+            return found[0]
+        message = "This server needs an API key: send the header 'Authorization: Bearer KEY'."
+        headers = {"WWW-Authenticate": "Bearer"}
+        raise ServiceError(message, status=401, code="invalid_api_key", headers=headers)
+
+    def spend(self, key: Key | None, step_images: int, now: float | None = None) -> None:
+        """Takes step-images from what a key may use; a minute's worth may be used at once.
+
+        Raises:
+            ServiceError: 429, it is used up; says when enough is there again.
+        """
+        if key is None or key.step_images_per_minute is None:
+            return
+        now, limit = time.monotonic() if now is None else now, key.step_images_per_minute
+        left, since = self._left.get(key.name, (limit, now))
+        left = min(limit, left + (now - since) * limit / MINUTE)
+        if step_images > left:
+            self._left[key.name] = left, now
+            raise _used_up(limit, step_images, (step_images - left) * MINUTE / limit)
+        self._left[key.name] = left - step_images, now
+
+
+def hashed(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def add_key(file: Path, name: str, limit: float | None = None, admin: bool = False) -> str:
+    """Adds a new key to a file and returns it; it is not to be had again.
+
+    Raises:
+        ServiceError: there is a key of this name, or the file or the name is bad.
+    """
+    keys = _read(file) if file.exists() else []
+    if name in [key.name for key in keys]:
+        raise ServiceError(f"{file} has a key named {name!r}; choose another name or delete its line")
+    secret = PREFIX + secrets.token_urlsafe(32)
+    try:
+        key = Key(name=name, sha256=hashed(secret), step_images_per_minute=limit, admin=admin)
+    except ValidationError as error:
+        raise ServiceError(_told(error)) from error
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(mode=0o600)
+    with file.open("a") as stream:
+        stream.write(key.model_dump_json(exclude_defaults=True) + "\n")
+    return secret
+
+
+def _read(file: Path) -> list[Key]:
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServiceError(f"cannot read the API keys in {file}: {error}") from error
+    keys = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                keys.append(Key.model_validate_json(line))
+            except ValidationError as error:
+                raise ServiceError(f"{file}, line {number}: {_told(error)}") from error
+    return keys
+
+
+def _told(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'key'}: {first['msg']}"
+
+
+def _used_up(limit: float, step_images: int, wait: float) -> ServiceError:
+    if step_images > limit:
+        message = f"This takes {step_images} step-images and this key has {limit:g} a minute."
+        return ServiceError(
+            message, status=429, code="rate_limit_exceeded", headers={"x-should-retry": "false"}
+        )
+    headers = {"Retry-After": str(math.ceil(wait)), "Retry-After-Ms": str(math.ceil(1000 * wait))}
+    message = f"This key has {limit:g} step-images a minute, and they are used up."
+    return ServiceError(message, status=429, code="rate_limit_exceeded", headers=headers)

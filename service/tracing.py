@@ -1,0 +1,84 @@
+"""OpenTelemetry: a span for each generation request and one for each phase of its images.
+
+Without the extra `otel` all of this does nothing. With it, spans go where the standard variables
+`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`, ... say.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .image import Image
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+SPAN = "images.generate"
+
+
+class Tracing:
+    """
+    Args:
+        provider: Of tracers; by default that of the process.
+    """
+
+    def __init__(self, provider: Any = None) -> None:
+        self._tracer: Tracer | None = None
+        try:
+            from opentelemetry import trace
+        except ImportError:
+            return
+        self._tracer = trace.get_tracer("fewstep", tracer_provider=provider)
+
+    def record(
+        self,
+        headers: Mapping[str, str],
+        images: Sequence[Image],
+        started: float,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Spans of a request that is done, below the one in the headers' `traceparent`, if any.
+
+        Args:
+            started: On the clock of `time.perf_counter`, as are the phases' times in the images.
+        """
+        if self._tracer is None:
+            return
+        from opentelemetry import trace
+        from opentelemetry.propagate import extract
+
+        offset = time.time() - time.perf_counter()
+
+        def nanoseconds(moment: float) -> int:
+            return int((moment + offset) * 1e9)
+
+        parent = self._tracer.start_span(
+            SPAN, extract(dict(headers)), attributes=attributes, start_time=nanoseconds(started)
+        )
+        inside = trace.set_span_in_context(parent)
+        for image in images:
+            for stage, begun, ended in image.intervals:
+                child = self._tracer.start_span(
+                    stage, inside, attributes={"seed": str(image.seed)}, start_time=nanoseconds(begun)
+                )
+                child.end(nanoseconds(ended))
+        parent.end()
+
+
+def export_spans() -> None:
+    """Sends the spans of this process to the collector that the environment names, if it names one."""
+    if not (
+        os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    ):
+        return
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)

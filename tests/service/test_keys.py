@@ -1,0 +1,170 @@
+"""API keys: strangers stay out, limits hold, and nothing tells a wrong key from none."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewstep.cli import main
+from service.errors import ServiceError
+from service.keys import Key, Keys, add_key, hashed
+from service.settings import Settings
+
+from .fake_runtime import FakeRuntime
+from .running import run_server
+
+ROUTE = "/v1/images/generations"
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def test_only_who_has_a_key_is_served(settings: Settings, tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "keys", "alice")
+    guarded = settings.model_copy(update={"api_keys": tmp_path / "keys"})
+    with run_server(guarded, {"fake": FakeRuntime()}) as running:
+        body = {"prompt": "a red circle", "response_format": "url"}
+        refused = [
+            httpx.post(running.url + ROUTE, json=body, headers=headers)
+            for headers in (
+                {},
+                bearer("fs-wrong"),
+                {"Authorization": secret},
+                {"Authorization": "Bearer"},
+                bearer("\xe9"),
+            )
+        ]
+        for answer in refused:
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert len({answer.text for answer in refused}) == 1
+        assert running.client.get("/v1/models").status_code == 401
+        for path in ("/", "/docs", "/metrics", "/health/live", "/health/ready"):
+            assert running.client.get(path).status_code == 200
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=secret, max_retries=0)
+        data = client.images.generate(prompt="a", response_format="url").data
+        assert data
+        assert httpx.get(data[0].url or "").status_code == 200
+        with pytest.raises(openai.AuthenticationError):
+            client.with_options(api_key="fs-other").models.list()
+
+
+def test_a_stranger_cannot_make_the_server_read_a_body(settings: Settings, tmp_path: Path) -> None:
+    add_key(tmp_path / "keys", "alice")
+    guarded = settings.model_copy(update={"api_keys": tmp_path / "keys", "max_body_bytes": 1024})
+    with run_server(guarded, {"fake": FakeRuntime()}) as running:
+        assert httpx.post(running.url + ROUTE, content=b"x" * 5000).status_code == 401
+
+
+def test_a_limit_by_step_images(settings: Settings, tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "keys", "bob", limit=8)
+    guarded = settings.model_copy(update={"api_keys": tmp_path / "keys"})
+    with run_server(guarded, {"fake": FakeRuntime()}) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=secret, max_retries=0)
+        client.images.generate(prompt="a", n=2, quality="medium")
+        client.images.generate(prompt="a", quality="high")
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.images.generate(prompt="a", quality="low")
+        assert caught.value.code == "rate_limit_exceeded"
+        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 8
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.images.generate(prompt="a", n=10)
+        assert caught.value.response.headers["x-should-retry"] == "false"
+
+
+@given(st.floats(1, 1000), st.lists(st.tuples(st.floats(0, 120), st.integers(1, 50)), max_size=40))
+def test_no_minute_gives_more_than_two_minutes_worth(limit: float, uses: list[tuple[float, int]]) -> None:
+    """A full minute's worth at once, and what grows back meanwhile; never more."""
+    keys, key = Keys(None), Key(name="a", sha256="0" * 64, step_images_per_minute=limit)
+    now, spent = 1000.0, list[tuple[float, int]]()
+    for pause, count in uses:
+        now += pause
+        try:
+            keys.spend(key, count, now)
+        except ServiceError:
+            assert count > limit or spent
+        else:
+            spent.append((now, count))
+    for start, _ in spent:
+        within = sum(count for moment, count in spent if start <= moment <= start + 60)
+        assert within <= 2 * limit * (1 + 1e-9)
+
+
+def test_waiting_as_long_as_told_is_enough_for_a_limit() -> None:
+    keys, key = Keys(None), Key(name="a", sha256="0" * 64, step_images_per_minute=10)
+    keys.spend(key, 10, now=0.0)
+    with pytest.raises(ServiceError) as refused:
+        keys.spend(key, 3, now=1.0)
+    wait = int(refused.value.headers["Retry-After-Ms"]) / 1000
+    keys.spend(key, 3, now=1.0 + wait + 1e-6)
+
+
+def test_a_wrong_key_takes_as_long_as_none(tmp_path: Path) -> None:
+    for number in range(200):
+        (tmp_path / "keys").open("a").write(
+            Key(name=f"k{number}", sha256=hashed(str(number))).model_dump_json() + "\n"
+        )
+    keys = Keys(tmp_path / "keys")
+
+    def seconds(authorization: str) -> float:
+        started = time.perf_counter()
+        with pytest.raises(ServiceError):
+            keys.check(authorization)
+        return time.perf_counter() - started
+
+    pairs = [(seconds(""), seconds("Bearer fs-" + "x" * 43)) for _ in range(60)]
+    ratio = statistics.median(missing for missing, _ in pairs) / statistics.median(
+        wrong for _, wrong in pairs
+    )
+    assert 0.5 < ratio < 2
+
+
+def test_the_file_holds_hashes_only(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "keys"
+    first, second = add_key(file, "alice"), add_key(file, "bob", limit=5, admin=True)
+    text = file.read_text()
+    assert first not in text
+    assert second not in text
+    assert file.stat().st_mode & 0o077 == 0
+    keys = Keys(file)
+    assert keys.check(f"Bearer {first}").name == "alice"  # type: ignore[union-attr]
+    found = keys.check(f"bearer {second}")
+    assert found is not None
+    assert (found.name, found.admin, found.step_images_per_minute) == ("bob", True, 5)
+    with pytest.raises(ServiceError, match="has a key named 'alice'"):
+        add_key(file, "alice")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "line 1"),
+        ('{"name": "a"}', "sha256"),
+        ('{"name": "a b", "sha256": "' + "0" * 64 + '"}', "name"),
+        ('\n{"name": "a", "sha256": "' + "0" * 64 + '", "limits": 3}', "line 2: limits"),
+    ],
+)
+def test_a_bad_file_is_told_by_line(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "keys").write_text(content)
+    with pytest.raises(ServiceError, match=says):
+        Keys(tmp_path / "keys")
+    with pytest.raises(ServiceError, match="cannot read"):
+        Keys(tmp_path / "none")
+
+
+def test_keys_are_made_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "keys"
+    assert main(["keys", "add", "alice", "--file", str(file), "--limit", "100"]) == 0
+    secret = capsys.readouterr().out.strip()
+    assert Keys(file).check(f"Bearer {secret}").step_images_per_minute == 100  # type: ignore[union-attr]
+    assert main(["keys", "add", "alice", "--file", str(file)]) == 2
+    assert "alice" in capsys.readouterr().err
