@@ -17,6 +17,7 @@ from engines.runtime.base import Runtime
 
 from .context import Service
 from .errors import ServiceError, to_response
+from .idempotency import Idempotency
 from .keys import Keys
 from .metrics import Metrics, package_version
 from .middleware import RequestEnvelope
@@ -44,6 +45,7 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
         FileStore(settings.data_dir / "pictures"),
         Keys(settings.api_keys),
         Tracing(),
+        Idempotency(),
     )
     app = FastAPI(
         title="fewstep",

@@ -7,6 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from .idempotency import Idempotency
 from .keys import Keys
 from .metrics import Metrics
 from .models import Models
@@ -23,6 +24,7 @@ class Service:
     files: FileStore
     keys: Keys
     tracing: Tracing
+    idempotency: Idempotency
 
 
 def service_of(request: Request) -> Service:

@@ -80,6 +80,12 @@ class Keys:
             raise _used_up(limit, step_images, (step_images - left) * MINUTE / limit)
         self._left[key.name] = left - step_images, now
 
+    def refund(self, key: Key | None, step_images: int) -> None:
+        """Gives back what was taken for work that was then refused."""
+        if key is not None and key.name in self._left:
+            left, since = self._left[key.name]
+            self._left[key.name] = left + step_images, since
+
 
 def hashed(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

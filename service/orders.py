@@ -93,7 +93,7 @@ class Order:
             if not files.done():
                 self.cancel()
         if not files.done():
-            raise ClientGoneError if leaving.done() else self._late()
+            raise ClientGoneError if leaving.done() else self.late()
         leaving.cancel()
         outcomes = files.result()
         for outcome in outcomes:
@@ -104,7 +104,7 @@ class Order:
     def cancel(self) -> None:
         self.generator.cancel(self.images)
 
-    def _late(self) -> ServiceError:
+    def late(self) -> ServiceError:
         # The official client would otherwise send the request again, which is late already.
         return ServiceError(
             "The pictures were not ready in time.",

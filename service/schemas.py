@@ -34,12 +34,6 @@ def _opaque(background: str | None) -> str | None:
     return background
 
 
-def _not_streamed(value: Any) -> Any:
-    if value:
-        raise PydanticCustomError("unsupported_value", "streaming is not supported; leave it out")
-    return value
-
-
 class ImagesRequest(BaseModel):
     """`POST /v1/images/generations`; null means the default, as at OpenAI."""
 
@@ -60,8 +54,10 @@ class ImagesRequest(BaseModel):
     )
     response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json by default")
     background: Annotated[Literal["auto", "opaque", "transparent"] | None, AfterValidator(_opaque)] = None
-    stream: Annotated[bool | None, AfterValidator(_not_streamed)] = None
-    partial_images: Annotated[int | None, Field(ge=0, le=3), AfterValidator(_not_streamed)] = None
+    stream: bool | None = Field(None, description="Server-sent events: each picture when it is ready")
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="With stream: estimates to be sent while a picture is being drawn"
+    )
     moderation: Literal["auto", "low"] | None = Field(None, description="Accepted, without effect")
     style: Literal["vivid", "natural"] | None = Field(None, description="Accepted, without effect")
     user: str | None = Field(None, description="Accepted, without effect")

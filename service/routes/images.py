@@ -10,12 +10,14 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from ..context import InService, Service
 from ..errors import ServiceError
 from ..generator import STAGES
+from ..idempotency import HEADER
 from ..image import Image
+from ..keys import Key
 from ..orders import Order, quality_of, read_order, written
 from ..pictures import MEDIA_TYPES
 from ..schemas import (
@@ -23,10 +25,9 @@ from ..schemas import (
     ImageObject,
     ImagesRequest,
     ImagesResponse,
-    InputTokens,
-    OutputTokens,
-    Usage,
 )
+from ..streaming import Stream, check_stream
+from ..usage import usage_of
 
 router = APIRouter(tags=["images"])
 
@@ -43,16 +44,43 @@ async def generate(body: ImagesRequest, request: Request, service: InService) ->
     order = read_order(body, generator, service.settings, client=client, deadline=deadline)
     if body.seed is not None and request.headers.get("if-none-match") == order.etag:
         raise ServiceError("You have these pictures already.", status=412, code="not_modified")
-    service.keys.spend(request.state.key, order.steps * len(order.images))
-    order.submit()
+    check_stream(body.partial_images or 0, bool(body.stream), body.response_format)
+    if body.stream:
+        return _streamed(order, service, request)
+    key = request.headers.get(HEADER)
+    return await service.idempotency.run(
+        client, key, body.model_dump_json(), lambda: _drawn(order, service, request)
+    )
+
+
+async def _drawn(order: Order, service: Service, request: Request) -> Response:
+    _submit(order, service, request.state.key)
     files = await order.files(disconnected(request))
     data = await asyncio.to_thread(_data, order, files, request, service)
     service.metrics.request_seconds.observe(time.perf_counter() - request.state.started)
-    attributes = {"model": generator.name, "steps": order.steps, "images": len(files)}
+    attributes = {"model": order.generator.name, "steps": order.steps, "images": len(files)}
     service.tracing.record(request.headers, order.images, request.state.started, attributes)
     content = answer(order, data).model_dump_json(exclude_unset=True)
     headers = {"Server-Timing": _server_timing(order.images), "ETag": order.etag}
     return Response(content, headers=headers, media_type="application/json")
+
+
+def _submit(order: Order, service: Service, key: Key | None) -> None:
+    step_images = order.steps * len(order.images)
+    service.keys.spend(key, step_images)
+    try:
+        order.submit()
+    except ServiceError:
+        service.keys.refund(key, step_images)
+        raise
+
+
+def _streamed(order: Order, service: Service, request: Request) -> Response:
+    stream = Stream(order, order.body.partial_images or 0)
+    _submit(order, service, request.state.key)
+    return StreamingResponse(
+        stream.events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
 
 
 @router.get("/v1/images/files/{name}", response_class=FileResponse, responses=ERRORS)
@@ -72,6 +100,8 @@ def deadline_of(body: ImagesRequest, request: Request) -> float:
     started: float = request.state.started
     if body.deadline_ms is not None:
         return started + body.deadline_ms / 1000
+    if body.stream:  # there it is how long it bears silence
+        return math.inf
     patience = request.headers.get("x-stainless-read-timeout", "")
     return started + float(patience) if PATIENCE.fullmatch(patience) else math.inf
 
@@ -106,23 +136,9 @@ def answer(order: Order, data: list[ImageObject]) -> ImagesResponse:
         output_format=first.format,
         quality=quality_of(first.steps),
         size=written(first.size),
-        usage=usage_of(order),
+        usage=usage_of(order, len(order.images)),
         model=order.generator.name,
         num_inference_steps=first.steps,
-    )
-
-
-def usage_of(order: Order) -> Usage:
-    # Words and marks stand for tokens: a runtime takes prompts and does not say how it cuts them.
-    text = len(re.findall(r"\w+|[^\w\s]", order.body.prompt))
-    _, height, width = order.generator.engine.spec.latent_shape(order.images[0].size)
-    pictures = len(order.images) * height * width
-    return Usage(
-        input_tokens=text,
-        output_tokens=pictures,
-        total_tokens=text + pictures,
-        input_tokens_details=InputTokens(text_tokens=text, image_tokens=0),
-        output_tokens_details=OutputTokens(text_tokens=0, image_tokens=pictures),
     )
 
 

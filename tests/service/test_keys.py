@@ -108,6 +108,13 @@ def test_waiting_as_long_as_told_is_enough_for_a_limit() -> None:
     keys.spend(key, 3, now=1.0 + wait + 1e-6)
 
 
+def test_refused_work_is_not_charged() -> None:
+    keys, key = Keys(None), Key(name="a", sha256="0" * 64, step_images_per_minute=10)
+    keys.spend(key, 10, now=0.0)
+    keys.refund(key, 10)
+    keys.spend(key, 10, now=0.0)
+
+
 def test_a_wrong_key_takes_as_long_as_none(tmp_path: Path) -> None:
     for number in range(200):
         (tmp_path / "keys").open("a").write(
