@@ -196,8 +196,15 @@ def _fidelity(command: Parser) -> None:
 def _sample(rooms: Subparsers[Parser]) -> None:
     command = rooms.add_parser("sample", help="a picture, or a grid, from a teacher, student or bundle")
     command.set_defaults(run=commands.sample)
-    command.add_argument("model")
-    command.add_argument("prompt", nargs="+")
+    command.add_argument("model", nargs="?")
+    command.add_argument("prompt", nargs="*")
+    command.add_argument(
+        "--from",
+        dest="picture",
+        type=Path,
+        metavar="PICTURE",
+        help="draw a served picture again, from what its file says; MODEL is its bundle",
+    )
     command.add_argument(
         "--steps", type=arguments.positive, help="default: the most it offers; 28 for a teacher"
     )

@@ -100,9 +100,22 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def sample(options: argparse.Namespace) -> None:
+    if options.picture is not None:
+        from .redraw import redraw
+
+        redraw(options.picture, options.model, options.out)
+        print(options.out)
+        return
+    _draw(options)
+
+
+def _draw(options: argparse.Namespace) -> None:
+    from distill.errors import DistillError
     from distill.pictures import save_grid
     from distill.prompts import check_prompt
 
+    if options.model is None or not options.prompt:
+        raise DistillError("expected MODEL and PROMPT, or --from PICTURE")
     numbered = enumerate(options.prompt, start=1)
     prompts = [check_prompt(prompt, f"prompt {number}") for number, prompt in numbered]
     model = open_model(options.model, options.device, backend=options.backend)

@@ -24,6 +24,7 @@ from .latency import LatencyModel
 from .metrics import Metrics
 from .phases import Phase
 from .pictures import Pixels, to_file
+from .provenance import Provenance
 from .results import Results
 from .settings import Settings
 from .watchdog import Watchdog
@@ -56,6 +57,7 @@ class Generator:
         self.name, self.created = name, int(time.time())
         self.engine = Engine(load, metrics.engine(name))
         self.results = Results(settings.result_cache_mb << 20, metrics)
+        self._provenance = settings.provenance
         self._embedding_bytes = settings.embedding_cache_mb << 20
         self._metrics, self._meters = metrics, metrics.model(name)
         self._lock = threading.Lock()
@@ -113,7 +115,7 @@ class Generator:
         )
         self._file = shared(
             "file",
-            _encode_files,
+            self._encode_files,
             self._filed,
             sizes=(1,),
             capacity=room,
@@ -265,17 +267,28 @@ class Generator:
         image.conditioning = image.x_CHW = image.x0_CHW = None
         return self._file
 
+    def _encode_files(self, images: Sequence[Image]) -> list[bytes]:
+        return [
+            to_file(image.pixels_HWC, image.format, image.compression, self._provenance_of(image))
+            for image in images
+            if image.pixels_HWC is not None
+        ]
+
+    def _provenance_of(self, image: Image) -> Provenance | None:
+        if not self._provenance:
+            return None
+        return Provenance(
+            prompt=image.prompt,
+            seed=image.seed,
+            steps=image.steps,
+            size=image.size,
+            model=self.name,
+            bundle=self.runtime.bundle.digest,
+        )
+
     def _filed(self, image: Image, content: bytes) -> None:
         image.finish(content)
 
 
 def _size(image: Image) -> Hashable:
     return image.size
-
-
-def _encode_files(images: Sequence[Image]) -> list[bytes]:
-    return [
-        to_file(image.pixels_HWC, image.format, image.compression)
-        for image in images
-        if image.pixels_HWC is not None
-    ]

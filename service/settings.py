@@ -100,6 +100,10 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="On SIGTERM, how long admitted images may take before they are failed",
     )
+    provenance: bool = Field(
+        default=True,
+        description="Whether pictures say inside their files how they were made, prompt included",
+    )
     api_keys: Path | None = Field(
         default=None,
         description="File of API keys (`fewstep keys add`); with it, requests to /v1 need one",

@@ -160,6 +160,7 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "body_seconds": ("2.5", 2.5),
     "max_prompt_chars": ("77", 77),
     "drain_seconds": ("1.5", 1.5),
+    "provenance": ("false", False),
     "api_keys": ("/etc/keys", Path("/etc/keys")),
     "cors_origins": ("https://a.example, https://b.example", ("https://a.example", "https://b.example")),
     "log_format": ("json", "json"),
