@@ -67,6 +67,7 @@ def parser() -> Parser:
     _bundle(rooms)
     _serve(rooms)
     _keys(rooms)
+    _bench(rooms)
     _shapes(rooms)
     _doctor(rooms)
     return top
@@ -319,6 +320,33 @@ def _serve(rooms: Subparsers[Parser]) -> None:
     command.set_defaults(run=commands.serve)
     command.add_argument("--model", action="append", metavar="NAME=BUNDLE", help="may be repeated")
     commands.add_settings(command)
+
+
+def _bench(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("bench", help="load on a running server: latency, goodput, steps")
+    command.set_defaults(run=commands.bench)
+    command.add_argument("url", help="e.g. http://127.0.0.1:8000")
+    command.add_argument(
+        "--rate", type=arguments.numbers, metavar="R,…", help="open loop: requests a second, Poisson arrivals"
+    )
+    command.add_argument(
+        "--concurrency", type=arguments.positives, metavar="N,…", help="closed loop (default: 1,2,4,8,16)"
+    )
+    command.add_argument(
+        "--seconds", type=arguments.number, default=10.0, help="of each setting (default: 10)"
+    )
+    command.add_argument(
+        "--warm-up", type=arguments.number, default=2.0, help="seconds with one caller before (default: 2)"
+    )
+    command.add_argument("--slo-ms", type=arguments.number, help="latency within which an answer is goodput")
+    command.add_argument("--deadline-ms", type=arguments.positive, help="of each request")
+    command.add_argument("--steps", type=arguments.positive, help="default: the server's")
+    command.add_argument("--quality", help="auto leaves the steps to the server")
+    command.add_argument("--model", help="default: the server's first")
+    command.add_argument("--n", type=arguments.positive, default=1, help="pictures a request (default: 1)")
+    command.add_argument("--seed", type=arguments.seed, default=0, help="of the arrivals (default: 0)")
+    command.add_argument("--api-key", help="of a server that needs one")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
 
 
 def _keys(rooms: Subparsers[Parser]) -> None:

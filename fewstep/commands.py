@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_key",
     "add_settings",
+    "bench",
     "build",
     "distill",
     "doctor",
@@ -89,6 +90,12 @@ def plan(options: argparse.Namespace) -> None:
     mode = Mode.of(recipe, options.gpus, options.adapter)
     made = make_plan(recipe, mode, options.utilisation or UTILISATION)
     print(json.dumps(as_json(made, gpu), indent=2) if options.json else as_text(made, gpu))
+
+
+def bench(options: argparse.Namespace) -> int:
+    from .bench.command import bench as run
+
+    return run(options)
 
 
 def doctor(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import pytest
 
 from fewstep.cli import main, parser
 from service.routes import images, models, operations
-from service.routes.images import STEPS
+from service.orders import STEPS
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
