@@ -82,10 +82,11 @@ class FairShare:
 
 def _interleave(ordered: list[C], served: dict[str, float], cost: Callable[[C], float]) -> Iterable[C]:
     """Always the first claim of the client that has been served least, counting what went before."""
+    newcomer = min(served.values(), default=0.0)
     queues: dict[str, list[C]] = defaultdict(list)
     for claim in reversed(ordered):
         queues[claim.client].append(claim)
-    heap = [(served.get(client, 0.0), queue[-1].order, client) for client, queue in queues.items()]
+    heap = [(served.get(client, newcomer), queue[-1].order, client) for client, queue in queues.items()]
     heapq.heapify(heap)
     while heap:
         count, _, client = heapq.heappop(heap)

@@ -237,7 +237,8 @@ class Generator:
         if error is None:
             self._last_picture = now
             self._meters.images.labels(self.name, image.steps).inc()
-            self._meters.prediction.observe((now - image.admitted) / image.predicted)
+            if image.predicted > 0:
+                self._meters.prediction.observe((now - image.admitted) / image.predicted)
             self._metrics.queue_seconds.observe(image.seconds["queue"])
         elif isinstance(error, CancelledError):
             self._meters.cancelled.inc()

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from fewstep.cli import main, parser
-from service.routes import images, models, operations
 from service.orders import STEPS
+from service.routes import images, models, operations
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]

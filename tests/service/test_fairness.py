@@ -107,6 +107,20 @@ def test_staying_away_saves_no_claim() -> None:
     assert Counter(one.client for one in first) == {"busy": 10, "away": 10}
 
 
+def test_a_client_that_is_not_in_yet_is_placed_as_it_will_be_when_it_is() -> None:
+    """Admission asks where a newcomer would go, and promises by that."""
+    fair = FairShare()
+    busy = [Work("busy", number) for number in range(10)]
+    fair.enter(busy)
+    for _ in range(100):
+        fair.charge(busy[0])
+    new = [Work("new", 10 + number) for number in range(10)]
+    before = fair.arrange([*busy, *new], steps)
+    fair.enter(new)
+    assert before == fair.arrange([*busy, *new], steps)
+    assert Counter(one.client for one in before[:10]) == {"busy": 5, "new": 5}
+
+
 def test_nothing_is_remembered_of_clients_that_left() -> None:
     fair = FairShare()
     for number in range(1000):
