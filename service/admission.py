@@ -100,14 +100,15 @@ class Admission:
     ) -> None:
         """Gives new images the most steps with which they are ready in their deadline and within the
         patience; if none is, the fewest."""
-        asked, limit = set(map(id, new)), new[0].deadline - now
+        asked, time_left, patience = set(map(id, new)), new[0].deadline - now, math.inf
         for steps in sorted(choices, reverse=True):
             for image in new:
                 image.steps = steps
             if steps == max(choices):
-                limit = min(limit, self.bounds.patience * self._alone(new))
-            schedule = self._schedule(inside, new)
-            if all(ready * self.margin <= limit for image, ready in schedule if id(image) in asked):
+                patience = self.bounds.patience * self._alone(new)
+            ready = max(ready for image, ready in self._schedule(inside, new) if id(image) in asked)
+            # Both sides of the second are predictions, and whatever they leave out they both do.
+            if ready * self.margin <= time_left and ready <= patience:
                 return
 
     def learn(self, image: Image, queued: bool, now: float) -> None:

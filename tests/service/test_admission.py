@@ -151,6 +151,14 @@ def test_open_step_counts_follow_load_and_deadline(ahead: int, deadline: float, 
     assert new[0].steps == steps
 
 
+def test_an_idle_server_gives_all_steps_however_wrong_its_predictions_are() -> None:
+    admission = new_admission()
+    admission.margin = MARGINS[1]
+    new = [Image("a", 9, 4, SIZE)]
+    admission.choose_steps([], new, [1, 2, 4], now=0.0)
+    assert new[0].steps == 4
+
+
 def test_speed_is_measured_while_there_is_a_queue() -> None:
     admission = new_admission()
     image = Image("a", 0, 4, SIZE)
