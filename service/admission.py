@@ -78,9 +78,19 @@ class Admission:
         Raises:
             ServiceError: 429, with what a client has to know to come back at the right time.
         """
-        full = len(inside) + len(new) > self.bounds.images
-        if full or self._backlog(inside) > self.bounds.seconds:
+        before = self._backlog(inside)
+        if len(inside) + len(new) > self.bounds.images or before > self.bounds.seconds:
             self._refuse_full(inside, new, now)
+        longest = max(before + self._backlog(new), self._alone(new))
+        earliest = min(image.deadline for image in [*inside, *new])
+        if now + longest * self.margin > earliest:
+            self._check_each(inside, new, now)
+        elif len({image.client for image in [*inside, *new]}) == 1:
+            # All of it is ready before the first deadline, whatever the order; no need to look closer.
+            for image in new:
+                image.predicted = longest
+
+    def _check_each(self, inside: Collection[Image], new: Sequence[Image], now: float) -> None:
         asked, late = set(map(id, new)), dict[int, float]()
         for image, ready in self._schedule(inside, new):
             if id(image) in asked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import threading
 import time
@@ -237,7 +238,7 @@ class Generator:
         if error is None:
             self._last_picture = now
             self._meters.images.labels(self.name, image.steps).inc()
-            if image.predicted > 0:
+            if 0 < image.predicted < math.inf:
                 self._meters.prediction.observe((now - image.admitted) / image.predicted)
             self._metrics.queue_seconds.observe(image.seconds["queue"])
         elif isinstance(error, CancelledError):
