@@ -23,7 +23,7 @@ set-up: .venv/complete
 .venv/complete: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[distill,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[distill,ray,tensorrt-rtx,dev]'
 	touch $@
 
 clean:

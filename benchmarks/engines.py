@@ -23,6 +23,7 @@ from distill.metrics.tables import markdown
 from distill.pipeline import find_pipeline
 from distill.prompts import load_prompts
 from engines.bundle import Bundle
+from engines.errors import EngineError
 from engines.export import PRECISIONS, export_student
 from engines.export.choice import medians
 from engines.runtime import generate
@@ -37,8 +38,8 @@ NO_BOUND = -1000.0
 def main() -> None:
     options = _options()
     with TemporaryDirectory(prefix="fewstep-") as folder:
-        bundles = {name: _export(options, name, Path(folder)) for name in PRECISIONS}
         print(_heading(options.student))
+        bundles = _exported(options, Path(folder))
         print(
             markdown(
                 ["precision", "MB", "least PSNR, dB", "a batch changes"], list(map(_size, bundles.values()))
@@ -57,8 +58,18 @@ def _options() -> argparse.Namespace:
     return command.parse_args()
 
 
+def _exported(options: argparse.Namespace, folder: Path) -> dict[str, Bundle]:
+    """A bundle for each precision whose bounds hold, that of pictures aside."""
+    bundles = {}
+    for name in PRECISIONS:
+        try:
+            bundles[name] = _export(options, name, folder)
+        except EngineError as error:
+            print(f"{name} is refused: {error}\n")
+    return bundles
+
+
 def _export(options: argparse.Namespace, precision: str, folder: Path) -> Bundle:
-    """Whatever it draws: a precision that fails its bounds is measured too."""
     return export_student(
         find_pipeline(options.student),
         folder / precision,

@@ -9,10 +9,12 @@ gradients are averaged and sharded in every part, for whole ones would not fit).
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -30,6 +32,22 @@ PATIENCE = timedelta(hours=1)  # with rank 0, while it measures or writes; a ran
 T = TypeVar("T")
 
 
+@contextmanager
+def on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls `stop` when this process is asked to stop, by Ctrl-C or SIGTERM."""
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        stop()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handler) for number in signals]
+    try:
+        yield
+    finally:
+        for number, old in zip(signals, before, strict=True):
+            signal.signal(number, old)
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The processes of a run, seen from one of them; alone by default.
@@ -37,10 +55,12 @@ class Ranks:
     Attributes:
         rank: Which one this is; 0 writes.
         size: How many there are.
+        listening: While it is open, this one hears if it is asked to stop, and calls the function given.
     """
 
     rank: int = 0
     size: int = 1
+    listening: Callable[[Callable[[], None]], AbstractContextManager[None]] = on_signals
 
     @property
     def first(self) -> bool:
@@ -113,7 +133,15 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether it is set on any rank."""
-        return flag if self.size == 1 else any(self._gather(flag))
+        return any(self.gather(flag))
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in their order."""
+        if self.size == 1:
+            return [value]
+        found = [value] * self.size
+        dist.all_gather_object(found, value)
+        return found
 
     def agree(self, value: T) -> T:
         """Rank 0's value, everywhere."""
@@ -131,11 +159,6 @@ class Ranks:
         if failure is not None:
             raise failure
         return result  # type: ignore[return-value]
-
-    def _gather(self, value: bool) -> list[bool]:
-        found: list[bool] = [False] * self.size
-        dist.all_gather_object(found, value)
-        return found
 
 
 ALONE = Ranks()

@@ -16,12 +16,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -114,9 +112,9 @@ class Run:
 
     @contextmanager
     def recording(self, start: int) -> Iterator[None]:
-        """Opens the logs and the progress display, and catches the signals that ask for a stop."""
+        """Opens the logs and the progress display, and listens for the wish that it stop."""
         self.began = time.monotonic()
-        with _on_signals(self._stop):
+        with self.ranks.listening(self._stop):
             if self.ranks.first:
                 with self._records(start):
                     yield
@@ -243,17 +241,3 @@ def fixed_prompts(prompts: Sequence[str]) -> list[str]:
     """A few prompts spread over the set; the same at every call."""
     stride = max(1, len(prompts) // SAMPLE_PROMPTS)
     return list(prompts[stride // 2 :: stride][:SAMPLE_PROMPTS])
-
-
-@contextmanager
-def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    def handler(_number: int, _frame: FrameType | None) -> None:
-        stop()
-
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, handler) for number in signals]
-    try:
-        yield
-    finally:
-        for number, old in zip(signals, before, strict=True):
-            signal.signal(number, old)

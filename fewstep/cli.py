@@ -63,6 +63,7 @@ def parser() -> Parser:
     _sample(rooms)
     _import(rooms)
     _export(rooms)
+    _build(rooms)
     _bundle(rooms)
     _serve(rooms)
     _shapes(rooms)
@@ -85,9 +86,14 @@ def _distill(rooms: Subparsers[Parser]) -> None:
     command.add_argument(
         "--nproc",
         type=arguments.positive,
-        default=1,
         metavar="N",
-        help="processes on this machine, one a GPU",
+        help="processes, one a GPU (default: 1; with --ray, as many as the cluster has GPUs)",
+    )
+    command.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="on a Ray cluster of which this machine is a node: auto, HOST:PORT of its head, or local; "
+        "all nodes have to see the same files",
     )
     command.add_argument(
         "--parallel", choices=["ddp", "fsdp"], help="with several: whole networks on each, or shards"
@@ -200,6 +206,7 @@ def _sample(rooms: Subparsers[Parser]) -> None:
     command.add_argument("--seed", type=arguments.seed, default=0, help="of the first picture (default: 0)")
     command.add_argument("--out", type=Path, default=Path("sample.png"))
     command.add_argument("--zoom", type=arguments.positive, default=1, help="enlarge the file's pixels")
+    command.add_argument("--backend", default="auto", help="of a bundle (default: auto, the fastest here)")
     _device(command)
 
 
@@ -249,6 +256,22 @@ def _export(rooms: Subparsers[Parser]) -> None:
     )
     command.add_argument(
         "--size", nargs="+", type=arguments.size, metavar="WxH", help="default: the student's own"
+    )
+
+
+def _build(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("build", help="adds TensorRT plans for this machine's GPU to a bundle")
+    command.set_defaults(run=commands.build)
+    command.add_argument("bundle", help="a bundle's folder, or the name of a shipped one")
+    command.add_argument("--backend", required=True, metavar="BACKEND", help="tensorrt or tensorrt-rtx")
+    command.add_argument("--out", type=Path, metavar="BUNDLE", help="add them to a copy of the bundle")
+    command.add_argument(
+        "--refittable", action="store_true", help="let the weights be exchanged later; costs some speed"
+    )
+    command.add_argument(
+        "--refit-from",
+        metavar="BUNDLE",
+        help="take another bundle's refittable plans, with this one's weights",
     )
 
 

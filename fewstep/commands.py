@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_settings",
+    "build",
     "distill",
     "doctor",
     "evaluate",
@@ -31,6 +32,7 @@ CALIBRATION_PROMPTS = 64
 
 
 def distill(options: argparse.Namespace) -> None:
+    from distill.cluster import distill_on_cluster
     from distill.distillation import distill as run
     from distill.launch import distill_on_ranks
     from distill.parallel import joined
@@ -39,10 +41,14 @@ def distill(options: argparse.Namespace) -> None:
     overrides = [*options.set, *([f"parallel={options.parallel}"] if options.parallel else [])]
     recipe = load_recipe(options.recipe, overrides)
     if options.dry_run:
-        return _dry_run(recipe, options.nproc if recipe.parallel == "fsdp" else 1)
+        return _dry_run(recipe, options.nproc or 1 if recipe.parallel == "fsdp" else 1)
     out = options.out or Path("runs") / Path(options.recipe).stem
+    if options.ray:
+        workers = (options.ray, options.nproc, options.device)
+        print(distill_on_cluster(recipe, out, options.resume, *workers))
+        return
     device = options.device or default_device()
-    if options.nproc > 1:
+    if options.nproc and options.nproc > 1:
         print(distill_on_ranks(recipe, out, options.resume, device, options.nproc))
         return
     with joined(device) as (ranks, own):
@@ -98,7 +104,7 @@ def sample(options: argparse.Namespace) -> None:
 
     numbered = enumerate(options.prompt, start=1)
     prompts = [check_prompt(prompt, f"prompt {number}") for number, prompt in numbered]
-    model = open_model(options.model, options.device)
+    model = open_model(options.model, options.device, backend=options.backend)
     steps = options.steps or model.default_steps
     images = model.draw(prompts, range(options.seed, options.seed + len(prompts)), steps, options.guidance)
     save_grid([images], options.out, options.zoom)
@@ -120,6 +126,20 @@ def export(options: argparse.Namespace) -> None:
         fuse=options.fuse,
     )
     print(f"{bundle.path} {bundle.digest}")
+
+
+def build(options: argparse.Namespace) -> None:
+    from engines.bundle import find_bundle
+    from engines.tensorrt.add import add_plans
+
+    made = add_plans(
+        find_bundle(options.bundle),
+        options.backend,
+        out=options.out,
+        refittable=options.refittable,
+        refit_from=find_bundle(options.refit_from) if options.refit_from else None,
+    )
+    print(made.path)
 
 
 def import_pipeline(options: argparse.Namespace) -> None:
@@ -162,10 +182,10 @@ def shapes_train_judge(options: argparse.Namespace) -> None:
 
 def shapes_train_autoencoder(options: argparse.Namespace) -> None:
     from distill.shapes.architectures import ARCHITECTURES
-    from distill.shapes.autoencoder import SCHEDULE, train_autoencoder
+    from distill.shapes.autoencoder import KINDS, train_autoencoder
 
     kind = ARCHITECTURES[options.family].autoencoder
-    train_autoencoder(options.out, options.seed, _length(SCHEDULE, options.steps), kind)
+    train_autoencoder(options.out, options.seed, _length(KINDS[kind].schedule, options.steps), kind)
     print(options.out)
 
 

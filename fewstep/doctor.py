@@ -42,7 +42,7 @@ OPTIONAL = {
 }  # fmt: skip
 TENSORRT = {
     "tensorrt": GET["tensorrt"],
-    "tensorrt_rtx": "pip install tensorrt-rtx (GeForce RTX and RTX PRO GPUs)",
+    "tensorrt_rtx": "pip install 'fewstep[tensorrt-rtx]' (GeForce RTX and RTX PRO GPUs)",
 }
 
 
@@ -80,6 +80,7 @@ def examine() -> list[Finding]:
         _gpus(),
         _onnx_runtime(),
         *_tensorrt(),
+        *_backends(settings),
         _disk(settings.data_dir),
         _port(settings),
     ]
@@ -202,6 +203,26 @@ def _tensorrt() -> Iterator[Finding]:
             yield Finding(module, "", advice=reason)
         else:
             yield Finding(module, version, details=version)
+
+
+def _backends(settings: Settings) -> Iterator[Finding]:
+    """What each served model would run on, and what keeps it from a faster one."""
+    try:
+        from engines.bundle import Bundle, find_bundle
+        from engines.errors import EngineError
+        from engines.runtime import choices
+    except ImportError:
+        return  # which package is missing has been said
+    for name, place in settings.models.items():
+        what = f"backend of {name}"
+        try:
+            problems = choices(Bundle.load(find_bundle(place, settings.store)))
+        except EngineError as error:
+            yield Finding(what, "", True, str(error))
+            continue
+        chosen = next((backend for backend, problem in problems.items() if not problem), "")
+        said = "; ".join(f"not {backend}: {problem}" for backend, problem in problems.items() if problem)
+        yield Finding(what, chosen, True, said, details=problems)
 
 
 def _disk(folder: Path) -> Finding:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from engines.errors import EngineError
+
 if TYPE_CHECKING:
     from distill.pipeline import Pipeline
 
@@ -43,18 +45,23 @@ class Model:
         return max(self.step_counts, default=TEACHER_STEPS)
 
 
-def open_model(name_or_path: str, device: str | None = None, few_step: bool = False) -> Model:
+def open_model(
+    name_or_path: str, device: str | None = None, few_step: bool = False, backend: str = "auto"
+) -> Model:
     """Loads a model given by folder, by shipped name, or by a bundle's name in the store.
 
-    With `few_step` a teacher is run as the student that it is before any distillation.
+    With `few_step` a teacher is run as the student that it is before any distillation. `backend` is what
+    runs a bundle; teachers and students run on PyTorch.
 
     Raises:
         DistillError, EngineError: there is none, or it is damaged.
     """
     if (Path(name_or_path) / "bundle.json").is_file():
-        return _bundle(Path(name_or_path))
+        return _bundle(Path(name_or_path), backend)
     if stored := _stored(name_or_path):
-        return _bundle(stored)
+        return _bundle(stored, backend)
+    if backend not in ("auto", "torch"):
+        raise EngineError(f"backend {backend} runs bundles, and {name_or_path} is none; export it first")
     from distill.pipeline import load_pipeline
 
     pipeline = load_pipeline(name_or_path, device or default_device())
@@ -81,13 +88,13 @@ def _as_student(teacher: Pipeline) -> Pipeline:
     return replace(teacher, spec=new_spec(teacher, Recipe(teacher=teacher.name)))
 
 
-def _bundle(folder: Path) -> Model:
+def _bundle(folder: Path, backend: str) -> Model:
     from engines.bundle import Bundle
     from engines.runtime import load_runtime
     from engines.runtime.fused import FusedGenerator
     from engines.runtime.sampler import generate
 
-    runtime = load_runtime(Bundle.load(folder))
+    runtime = load_runtime(Bundle.load(folder), backend)
     bundle = runtime.bundle
     fused = bundle.manifest.fused and runtime.backend == "onnxruntime-cpu"
     make = FusedGenerator(runtime).generate if fused else partial(generate, runtime)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.bundle import SamplerSpec, Size
+from engines.bundle import Size
 from engines.runtime.base import Conditioning, Floats, Runtime
-from engines.runtime.sampler import clean_estimate, noisy_input
+from engines.runtime.sampler import Pending, advance
 
 from .errors import ServiceError
 from .image import Image
@@ -206,11 +206,10 @@ class Generator:
     def _denoise_step(self, images: Sequence[Image]) -> list[tuple[Floats, Floats]]:
         """Each image's own next step: inputs and clean estimates."""
         spec = self.runtime.bundle.spec
-        x_BCHW = np.stack([_noisy_input(spec, image) for image in images])
-        t_B = np.array([spec.levels[image.steps][image.step] for image in images], np.float32)
+        pending = [Pending(one.seed, one.steps, one.step, one.x_CHW, one.x0_CHW) for one in images]
         conditioning = _stacked([image.conditioning for image in images if image.conditioning is not None])
-        x0_BCHW = clean_estimate(x_BCHW, t_B, self.runtime.velocity(x_BCHW, t_B, conditioning))
-        return list(zip(x_BCHW, x0_BCHW))
+        shape = spec.latent_shape(images[0].size)  # a batch has one size
+        return list(zip(*advance(self.runtime, spec, pending, shape, conditioning)))
 
     def _denoised(self, image: Image, state: tuple[Floats, Floats]) -> Phase[Image, Any]:
         image.x_CHW, image.x0_CHW = state
@@ -225,11 +224,6 @@ class Generator:
         image.pixels_HWC = pixels_HWC
         image.conditioning = image.x_CHW = image.x0_CHW = None
         return self._file
-
-
-def _noisy_input(spec: SamplerSpec, image: Image) -> Floats:
-    shape = spec.latent_shape(image.size)
-    return noisy_input(spec, image.steps, image.step, image.seed, image.x_CHW, image.x0_CHW, shape)
 
 
 def _row(conditioning: Conditioning, row: int) -> Conditioning:

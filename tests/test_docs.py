@@ -198,7 +198,7 @@ def test_extras_named_in_the_makefile_exist() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    used = re.findall(r"'\.\[([\w,]+)\]'", (ROOT / "Makefile").read_text())
+    used = re.findall(r"'\.\[([\w,-]+)\]'", (ROOT / "Makefile").read_text())
     assert used
     assert {extra for group in used for extra in group.split(",")} <= set(project["optional-dependencies"])
     assert project["scripts"] == {"fewstep": "fewstep.cli:main"}

@@ -80,17 +80,17 @@ def sana(vae: Any) -> SanaPipeline:
     )
 
 
-def sd3(vae: Any, width: int = 96, layers: int = 5) -> StableDiffusion3Pipeline:
+def sd3(vae: Any, width: int = 112, layers: int = 5) -> StableDiffusion3Pipeline:
     """As the medium model of 3.5: qk-norm everywhere, dual attention in the first half."""
     clip_tokenizer, t5_tokenizer = new_clip_tokenizer(), new_t5_tokenizer()
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=16,
-        out_channels=16,
+        in_channels=8,
+        out_channels=8,
         num_layers=layers,
-        attention_head_dim=32,
-        num_attention_heads=width // 32,
+        attention_head_dim=16,
+        num_attention_heads=width // 16,
         joint_attention_dim=T5_WIDTH,
         caption_projection_dim=width,
         pooled_projection_dim=2 * CLIP_WIDTH,
@@ -115,7 +115,7 @@ def flux(vae: Any, width: int = 96, layers: tuple[int, int] = (3, 5)) -> FluxPip
     """As the dev model: double blocks, then single ones, and a guidance input."""
     clip_tokenizer, t5_tokenizer = new_clip_tokenizer(), new_t5_tokenizer()
     transformer = FluxTransformer2DModel(
-        in_channels=64,
+        in_channels=32,
         num_layers=layers[0],
         num_single_layers=layers[1],
         attention_head_dim=32,
@@ -144,12 +144,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         bfloat16=False,
     ),
     "sd3": Architecture(
-        "AutoencoderKL", sd3, Schedule(steps=8000, batch=64, lr=1.5e-3, warmup=200, ema=0.999)
+        "AutoencoderKL", sd3, Schedule(steps=9000, batch=64, lr=1.5e-3, warmup=200, ema=0.999)
     ),
     "flux": Architecture(
         "AutoencoderKL",
         flux,
-        Schedule(steps=8000, batch=64, lr=1.5e-3, warmup=200, ema=0.999),
+        Schedule(steps=10000, batch=64, lr=1.5e-3, warmup=200, ema=0.999),
         guidance=Schedule(steps=800, batch=64, lr=5e-4, warmup=50, ema=0.99),
     ),
 }

@@ -1,5 +1,5 @@
-"""The picture autoencoders of the shapes world: 64x64x3 <-> 8x8 latents, 8 channels of an `AutoencoderDC`
-for SANA or 16 of an `AutoencoderKL` for SD3 and FLUX.
+"""The picture autoencoders of the shapes world: 64x64x3 <-> 8x8 latents of 8 channels, an `AutoencoderDC`
+for SANA and an `AutoencoderKL` for SD3 and FLUX.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from .scenes import SceneSet
 
 LATENT_NOISE = 0.1  # share of the latents' spread; teaches the decoder to bear a generator's small errors
 LATENT_DECAY = 1e-4
-KL_WEIGHT = 2e-3  # of the divergence per latent; its noise comes out near LATENT_NOISE
-
-SCHEDULE = Schedule(steps=2000, batch=16, lr=2e-3, warmup=50, ema=0.995)
+KL_WEIGHT = 2e-3  # of the divergence per latent
 
 
 def to_tensor(images: Images) -> Tensor:
@@ -49,13 +47,13 @@ def new_autoencoder() -> AutoencoderDC:
 
 
 def new_kl_autoencoder() -> AutoencoderKL:
-    """As of SD3 and FLUX: 16 channels, a scale and a shift, no convolutions around the latents."""
+    """As of SD3 and FLUX: a scale and a shift, no convolutions around the latents."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 64, 64),
         norm_num_groups=8,
-        latent_channels=16,
+        latent_channels=8,
         layers_per_block=1,
         sample_size=SIZE,
         shift_factor=0.0,
@@ -71,7 +69,7 @@ def _latents(model: AutoencoderDC | AutoencoderKL, pictures: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    out: Path, seed: int = 0, schedule: Schedule = SCHEDULE, kind: str = "AutoencoderDC"
+    out: Path, seed: int = 0, schedule: Schedule | None = None, kind: str = "AutoencoderDC"
 ) -> AutoencoderDC | AutoencoderKL:
     """Trains on fresh renders and saves to `out`, latents scaled to unit variance by its config.
 
@@ -92,7 +90,7 @@ def train_autoencoder(
         return total + regularisation
 
     checkpoint = out.with_suffix(".checkpoint")
-    fit("autoencoder", model, loss, schedule, seed, checkpoint)
+    fit("autoencoder", model, loss, schedule or wanted.schedule, seed, checkpoint)
     model.register_to_config(**_scaling(model, scenes))
     model.save_pretrained(out)
     checkpoint.unlink(missing_ok=True)
@@ -118,11 +116,16 @@ class Kind(NamedTuple):
     noised: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
     """(model, pictures) -> latents with a little noise, and what keeps the latents small."""
     bfloat16: bool
+    schedule: Schedule
 
 
 KINDS = {
-    "AutoencoderDC": Kind(new_autoencoder, _noised_dc, bfloat16=False),
-    "AutoencoderKL": Kind(new_kl_autoencoder, _noised_kl, bfloat16=True),
+    "AutoencoderDC": Kind(
+        new_autoencoder, _noised_dc, False, Schedule(steps=2000, batch=16, lr=2e-3, warmup=50, ema=0.995)
+    ),
+    "AutoencoderKL": Kind(
+        new_kl_autoencoder, _noised_kl, True, Schedule(steps=2000, batch=24, lr=2e-3, warmup=50, ema=0.995)
+    ),
 }
 
 

@@ -82,7 +82,7 @@ def train_teacher(
         match_flow(model, corpus, wanted, schedule or wanted.schedule, seed, checkpoints[0])
         if wanted.guidance is not None:
             teach_guidance(model, corpus, wanted, seed, checkpoints[1])
-    _save(pipeline, out)
+    _save(pipeline, model.family, wanted, out)
     for path in checkpoints:
         path.unlink(missing_ok=True)
 
@@ -153,11 +153,13 @@ def _reading_loss(logits: Tensor, labels: Tensor, captioned: Tensor) -> Tensor:
     return (torch.stack(each).mean(0) * captioned).mean()
 
 
-def _save(pipeline: Any, out: Path) -> None:
-    """Large parts in half precision: it halves the folder, and stock diffusers loads them as float32
-    (text encoders it would leave in half precision, beside a transformer that is not)."""
+def _save(pipeline: Any, family: Family, wanted: Architecture, out: Path) -> None:
+    """Large parts in half precision: it halves the folder, and stock diffusers loads them as float32. Text
+    encoders it would leave in half precision, beside a transformer that is not: they are rounded only."""
     pipeline.vae.half()
-    pipeline.transformer.half()
+    pipeline.transformer.to(torch.bfloat16 if wanted.bfloat16 else torch.float16)
+    for encoder in family.encoders(pipeline):
+        encoder.half().float()
     with atomic_folder(out) as folder:
         pipeline.save_pretrained(folder)
         forget_paths(folder)

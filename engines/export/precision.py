@@ -51,16 +51,17 @@ def _bounds(
 
 
 # float32 noise is ten times smaller than these bounds, mistakes are far larger. One graph is the same
-# operations in the same order as step calls; in int8 what a fusion rounds otherwise can tip a value over.
+# operations in the same order as step calls, but what is rounded, and where, is for ONNX Runtime to choose:
+# it widens float16 on a CPU, and in int8 a rounding can tip a value over.
 PRECISIONS = {
     one.name: one
     for one in (
         Precision("fp32", _bounds(1e-4, 1e-4, 1e-4, 1e-3, 1e-5, 40.0)),
-        Precision("fp16", _bounds(1e-2, 1e-2, 1e-2, 1e-2, 1e-2, 40.0), half=True),
-        Precision("int8", _bounds(1e-4, 0.2, 1e-4, 0.5, 0.1, 20.0), quantised=("denoiser",)),
+        Precision("fp16", _bounds(1e-2, 1e-2, 1e-2, 1e-2, 5e-2, 40.0), half=True),
+        Precision("int8", _bounds(1e-4, 0.2, 1e-4, 0.5, 0.5, 20.0), quantised=("denoiser",)),
         Precision(
             "int8-qdq",
-            _bounds(1e-4, 0.2, 1e-4, 1e-3, 0.1, 20.0),
+            _bounds(1e-4, 0.2, 1e-4, 1e-3, 0.5, 20.0),
             quantised=("denoiser",),
             calibrated=True,
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -40,4 +40,34 @@ class Runtime(Networks, Protocol):
 
     @property
     def backend(self) -> str:
-        """Name for logs, metrics and `/v1/models`: `onnxruntime-cpu`, `tensorrt`, `torch`."""
+        """Name for logs, metrics and `/v1/models`: `onnxruntime-cpu`, `tensorrt`."""
+
+
+@runtime_checkable
+class Stepping(Protocol):
+    """Networks that do the sampler's arithmetic, too, and keep latents where they are computed.
+
+    What they return are arrays to NumPy, but in the memory of a device.
+    """
+
+    def step(
+        self,
+        sources: list[Floats],
+        source_t_B: Floats,
+        cleans: list[Floats],
+        t_B: Floats,
+        conditioning: Conditioning,
+    ) -> tuple[Floats, Floats]:
+        """One step: x = (1 - t) D' + t e, and D = x - t v, with e = (source - (1 - t') D') / t'.
+
+        Args:
+            sources: Of each image [C, H, W], its noise with `t'` = 1, or the network's input of the step
+                before, which implies the noise.
+            source_t_B: The `t'` of each.
+            cleans: D' of each, the clean estimate of the step before; zero at the first step.
+            t_B: Level of each image's step.
+            conditioning: Of each.
+
+        Returns:
+            (x, D), both [B, C, H, W].
+        """

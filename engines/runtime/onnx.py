@@ -1,20 +1,32 @@
-"""ONNX Runtime on the CPU: needs `onnxruntime` and `tokenizers`, nothing else."""
+"""ONNX Runtime on the CPU or on a GPU: needs `onnxruntime` and `tokenizers`, nothing else."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from tokenizers import Tokenizer
 
-from ..bundle import Bundle, SamplerSpec
+from ..bundle import PARTS, Bundle, SamplerSpec
 from ..errors import EngineError
 from .base import Conditioning, Floats, Images
+from .text import Tokenizers
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+BACKENDS = {CPU: "onnxruntime-cpu", CUDA: "onnxruntime-cuda"}
+PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    CPU: {},
+    # Algorithms are chosen without timing them, so that a picture is the same from run to run; float32
+    # means float32; and memory grows by what is asked for instead of doubling.
+    CUDA: {
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": "0",
+        "arena_extend_strategy": "kSameAsRequested",
+    },
+}
 MAX_DEFAULT_THREADS = 8
 BATCH_DEPENDENT = ["TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"]
 """Rewrites that move a mean to another axis, where one image is summed in another order than several:
@@ -28,28 +40,21 @@ class OnnxNetworks:
         folder: Where `text_encoder.onnx`, `denoiser.onnx`, `decoder.onnx` and the tokenizers lie.
         spec: The sampler's settings.
         threads: Threads one call may use; by default the usable cores, at most eight.
+        provider: `CPUExecutionProvider` or `CUDAExecutionProvider`.
 
     Raises:
-        EngineError: ONNX Runtime or the tokenizer library cannot read a file.
+        EngineError: ONNX Runtime or the tokenizer library cannot read a file, or the provider is missing.
     """
 
-    def __init__(self, folder: Path, spec: SamplerSpec, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, spec: SamplerSpec, threads: int | None = None, provider: str = CPU
+    ) -> None:
         threads = threads or default_threads()
-        self._spec = spec
-        self._tokenizers = [_tokenizer(folder / text.tokenizer / "tokenizer.json") for text in spec.text]
-        self._text_encoder = OnnxGraph(folder / "text_encoder.onnx", threads)
-        self._denoiser = OnnxGraph(folder / "denoiser.onnx", threads)
-        self._decoder = OnnxGraph(folder / "decoder.onnx", threads)
-
-    def tokenize(self, prompts: Sequence[str]) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
-        """Token ids and masks, int64 [B, L], as `input_ids`, `attention_mask`, `input_ids_2`, ..."""
-        tokens = {}
-        for number, (tokenizer, text) in enumerate(zip(self._tokenizers, self._spec.text), start=1):
-            suffix = "" if number == 1 else f"_{number}"
-            encodings = tokenizer.encode_batch([text.apply(prompt) for prompt in prompts])
-            tokens["input_ids" + suffix] = np.array([one.ids for one in encodings], np.int64)
-            tokens["attention_mask" + suffix] = np.array([one.attention_mask for one in encodings], np.int64)
-        return tokens
+        check_provider(provider)
+        self.tokenize = Tokenizers(folder, spec)
+        self._text_encoder, self._denoiser, self._decoder = (
+            OnnxGraph(folder / f"{part}.onnx", threads, provider) for part in PARTS
+        )
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         return self._text_encoder(self.tokenize(prompts))
@@ -69,13 +74,24 @@ class OnnxNetworks:
 
 
 class OnnxRuntime(OnnxNetworks):
-    """`Runtime` of one bundle on ONNX Runtime's CPU provider."""
+    """`Runtime` of one bundle on a provider of ONNX Runtime."""
 
-    backend = "onnxruntime-cpu"
+    def __init__(self, bundle: Bundle, threads: int | None = None, provider: str = CPU) -> None:
+        super().__init__(bundle.path, bundle.spec, threads, provider)
+        self.bundle, self.backend = bundle, BACKENDS[provider]
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        super().__init__(bundle.path, bundle.spec, threads)
-        self.bundle = bundle
+
+def check_provider(provider: str) -> None:
+    """
+    Raises:
+        EngineError: the installed ONNX Runtime has no such provider.
+    """
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise EngineError(
+            f"this ONNX Runtime has no {provider}, only {', '.join(available)}: pip install onnxruntime-gpu"
+            " in place of onnxruntime"
+        )
 
 
 def to_images(pictures_BCHW: Floats) -> Images:
@@ -92,15 +108,20 @@ def default_threads() -> int:
 class OnnxGraph:
     """One ONNX file, called with named arrays; names it does not know are left out."""
 
-    def __init__(self, file: Path, threads: int) -> None:
+    def __init__(self, file: Path, threads: int, provider: str = CPU) -> None:
         try:
             self._session = ort.InferenceSession(
-                file, _options(threads), ["CPUExecutionProvider"], disabled_optimizers=BATCH_DEPENDENT
+                file,
+                _options(threads),
+                [(provider, PROVIDER_OPTIONS[provider])],
+                disabled_optimizers=BATCH_DEPENDENT,
             )
         except Exception as error:  # ONNX Runtime's exceptions have no common base but this one
             raise EngineError(
                 f"ONNX Runtime cannot load {file}: {error}; export the student again"
             ) from error
+        if provider not in self._session.get_providers():  # it falls back to the CPU and says so in a log
+            raise EngineError(f"ONNX Runtime cannot start {provider}: no GPU, or no CUDA and cuDNN for it")
         self._inputs = {entry.name for entry in self._session.get_inputs()}
         self._outputs = [entry.name for entry in self._session.get_outputs()]
 
@@ -116,10 +137,3 @@ def _options(threads: int) -> ort.SessionOptions:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves idle cores to others
     options.log_severity_level = 3
     return options
-
-
-def _tokenizer(file: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare exceptions
-        raise EngineError(f"cannot load {file}: {error}; export the student again") from error

@@ -10,13 +10,14 @@ batch nor the order in which steps of different requests are run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..bundle import Bundle, SamplerSpec, Size
 from ..errors import EngineError
-from .base import Floats, Images, Networks, Runtime
+from .base import Conditioning, Floats, Images, Networks, Runtime, Stepping
 
 MAX_SEED = 2**63 - 1
 Shape = tuple[int, ...]
@@ -90,6 +91,51 @@ def clean_estimate(x_BCHW: Floats, t_B: Floats, v_BCHW: Floats) -> Floats:
     return x_BCHW - t_B[:, None, None, None] * v_BCHW
 
 
+@dataclass(frozen=True)
+class Pending:
+    """An image before step `index` of `steps`.
+
+    Attributes:
+        seed: Of this image.
+        steps: A supported step count.
+        index: From 0.
+        x_prev: The network's input at the step before [C, H, W]; None at step 0.
+        D_prev: The clean estimate of the step before [C, H, W]; None at step 0.
+    """
+
+    seed: int
+    steps: int
+    index: int
+    x_prev: Floats | None
+    D_prev: Floats | None
+
+
+def advance(
+    networks: Networks, spec: SamplerSpec, images: Sequence[Pending], shape: Shape, conditioning: Conditioning
+) -> tuple[Floats, Floats]:
+    """The next step of each image, whichever it is: the network's inputs and the clean estimates.
+
+    Latents of `Stepping` networks stay on their device.
+    """
+    t_B = np.array([step_levels(spec, image.steps)[image.index] for image in images], np.float32)
+    if isinstance(networks, Stepping):
+        sources, levels = zip(*[_source(spec, image, shape) for image in images])
+        zero = np.zeros(shape, np.float32)
+        cleans = [zero if image.D_prev is None else image.D_prev for image in images]
+        return networks.step(list(sources), np.array(levels, np.float32), cleans, t_B, conditioning)
+    x_BCHW = np.stack(
+        [noisy_input(spec, one.steps, one.index, one.seed, one.x_prev, one.D_prev, shape) for one in images]
+    )
+    return x_BCHW, clean_estimate(x_BCHW, t_B, networks.velocity(x_BCHW, t_B, conditioning))
+
+
+def _source(spec: SamplerSpec, image: Pending, shape: Shape) -> tuple[Floats, float]:
+    """What the noise of the next step comes from, and its level: noise itself is at level 1."""
+    if image.x_prev is not None and spec.renoise == "ddim":
+        return image.x_prev, step_levels(spec, image.steps)[image.index - 1]
+    return noise(image.seed, 0 if spec.renoise == "fixed" else image.index, shape), 1.0
+
+
 def sample(
     networks: Networks,
     spec: SamplerSpec,
@@ -101,16 +147,12 @@ def sample(
     """Clean latents [B, C, H, W] of one batch."""
     shape = spec.latent_shape(size)
     conditioning = networks.encode(prompts)
-    x: Sequence[Floats | None] = [None] * len(seeds)
-    D: Sequence[Floats | None] = x
-    for index, level in enumerate(step_levels(spec, steps)):
-        images = zip(seeds, x, D)
-        x_BCHW = np.stack(
-            [noisy_input(spec, steps, index, seed, x_i, D_i, shape) for seed, x_i, D_i in images]
-        )
-        t_B = np.full(len(seeds), level, np.float32)
-        D_BCHW = clean_estimate(x_BCHW, t_B, networks.velocity(x_BCHW, t_B, conditioning))
-        x, D = list(x_BCHW), list(D_BCHW)
+    x: Iterable[Floats | None] = [None] * len(seeds)
+    D: Iterable[Floats | None] = x
+    for index in range(len(step_levels(spec, steps))):
+        images = [Pending(seed, steps, index, x_i, D_i) for seed, x_i, D_i in zip(seeds, x, D)]
+        x_BCHW, D_BCHW = advance(networks, spec, images, shape, conditioning)
+        x, D = x_BCHW, D_BCHW
     return D_BCHW
 
 

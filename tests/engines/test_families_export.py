@@ -11,16 +11,15 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 
 from distill.pipeline import load_pipeline
-from distill.recipe import Recipe
 from distill.sampler import sample_student
-from distill.student import new_spec, save_student
-from engines.bundle import PARTS
+from engines.bundle import PARTS, Bundle
 from engines.errors import EngineError
-from engines.export import export_student
 from engines.export.attention import exportable
 from engines.export.student import load_student
 from engines.runtime import generate
 from engines.runtime.onnx import OnnxRuntime, to_images
+
+from .conftest import student_of
 
 Tiny = Callable[[str], Path]
 
@@ -32,20 +31,13 @@ INPUTS = {
 PROMPTS = ["a red circle, on a white background", ""]
 
 
-def student_of(tiny: Tiny, name: str, out: Path) -> Path:
-    text = {"instruction": "Say what it is:\nPrompt: ", "length": 12} if name == "sana" else {}
-    recipe = Recipe.model_validate({"teacher": "t", "text": text, "guidance": {"student_embed": 2.0}})
-    teacher = load_pipeline(str(tiny(name)), text=recipe.text)
-    save_student(teacher, teacher.transformer.state_dict(), new_spec(teacher, recipe), out)
-    return out
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INPUTS)
-def test_a_bundle_draws_the_students_pictures(tiny: Tiny, tmp_path: Path, name: str) -> None:
+def test_a_bundle_draws_the_students_pictures(
+    family_bundle: Callable[[str], tuple[Path, Bundle]], name: str
+) -> None:
     """The guidance of a FLUX student and the instruction of a SANA one are inside the graphs."""
-    folder = student_of(tiny, name, tmp_path / "student")
-    bundle = export_student(folder, tmp_path / "bundle", batch_sizes=(2,), say=lambda line: None)
+    folder, bundle = family_bundle(name)
     assert bundle.manifest.certificate.failures() == []
     assert set(bundle.manifest.graphs) == set(PARTS)
     assert tuple(one.name for one in bundle.manifest.graphs["denoiser"].inputs) == INPUTS[name]

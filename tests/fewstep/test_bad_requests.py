@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,11 @@ def student(tmp_path: Path) -> Path:
         (("export", "nowhere", "--out", "b"), "no model 'nowhere'"),
         (("export", "shapes-sana", "--out", "b"), "has no generator.json"),
         (("export", "shapes-sana-sid"), "required: --out"),
+        (("build", "nowhere", "--backend", "tensorrt-rtx"), "no bundle 'nowhere'"),
+        (("build", "shapes-sana-sid"), "required: --backend"),
+        (("build", "shapes-sana-sid", "--backend", "cudnn"), "expected tensorrt or tensorrt-rtx"),
+        (("build", "shapes-sana-sid", "--backend", "tensorrt-rtx", "--out", "."), "is not a bundle"),
+        (("sample", "shapes-sana-sid", "a", "--backend", "tensorrt"), "backend tensorrt runs bundles"),
         (
             ("export", "shapes-sana-sid", "--out", "b", "--precision", "int3"),
             "precision 'int3': expected one of",
@@ -166,3 +172,22 @@ def test_student_and_bundle_draw_the_same_picture() -> None:
         model.draw(["a red circle on a white background"], [5], 4, 1.0) for model in (student, bundle)
     ]
     assert np.abs(pictures[0].astype(int) - pictures[1].astype(int)).max() <= 2
+
+
+def test_a_missing_tensorrt_is_named_with_its_extra(
+    capsys: pytest.CaptureFixture[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    line = refused(capsys, "build", "shapes-sana-sid", "--backend", "tensorrt", "--out", "bundle")
+    assert "pip install 'fewstep[tensorrt]'" in line
+    assert unchanged(here)
+
+
+def test_a_bundle_is_sampled_on_the_backend_that_was_asked_for(
+    capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    bundle = find_bundle("shapes-sana-sid")
+    line = refused(capsys, "sample", bundle, "a red star", "--backend", "onnxruntime-cuda")
+    assert "pip install onnxruntime-gpu" in line
+    assert "expected auto or one of" in refused(capsys, "sample", bundle, "a", "--backend", "magic")
+    assert unchanged(here)

@@ -87,7 +87,24 @@ def test_a_broken_tensorrt_is_told_from_a_missing_one(
     (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10 is not there')")
     monkeypatch.syspath_prepend(tmp_path)
     assert "cannot be imported: libnvinfer.so.10" in found()["tensorrt"].advice
-    assert "pip install tensorrt-rtx" in found()["tensorrt_rtx"].advice
+
+
+def test_a_missing_tensorrt_comes_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert "pip install 'fewstep[tensorrt-rtx]'" in found()["tensorrt_rtx"].advice
+
+
+def test_the_backend_of_each_model_and_why_not_a_faster_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chosen = found()["backend of shapes-sana-sid"]
+    assert chosen.found == "onnxruntime-cpu"
+    assert "not tensorrt: the bundle has no plans; make them with `fewstep build " in chosen.advice
+    assert "not onnxruntime-cuda: this ONNX Runtime has no CUDAExecutionProvider" in chosen.advice
+    assert list(chosen.details) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
+    monkeypatch.setenv("FEWSTEP_MODELS", f"mine={tmp_path / 'nothing'}")
+    assert not can_serve(list(found().values()))
+    assert "no bundle" in found()["backend of mine"].advice
 
 
 def test_without_torch() -> None:
