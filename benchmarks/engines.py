@@ -11,6 +11,7 @@ import argparse
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from functools import cache, partial
 from pathlib import Path
@@ -23,25 +24,27 @@ from distill.metrics.tables import markdown
 from distill.pipeline import find_pipeline
 from distill.prompts import load_prompts
 from engines.bundle import Bundle
-from engines.export import PRECISIONS, export_student
+from engines.export import PRECISIONS
 from engines.export.choice import medians
+from engines.export.make import Wish, make_bundle
+from engines.export.student import load_student
 from engines.runtime import generate
 from engines.runtime.base import Conditioning
 from engines.runtime.fused import FusedGenerator
 from engines.runtime.onnx import OnnxRuntime
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
-NO_BOUND = -1000.0
 
 
 def main() -> None:
     options = _options()
     with TemporaryDirectory(prefix="fewstep-") as folder:
-        bundles = {name: _export(options, name, Path(folder)) for name in PRECISIONS}
         print(_heading(options.student))
+        bundles = _exported(options, Path(folder))
         print(
             markdown(
-                ["precision", "MB", "least PSNR, dB", "a batch changes"], list(map(_size, bundles.values()))
+                ["precision", "MB", "least PSNR, dB", "a batch changes", "one graph changes"],
+                list(map(_size, bundles.values())),
             )
         )
         runtimes = {name: OnnxRuntime(bundle, threads=1) for name, bundle in bundles.items()}
@@ -57,18 +60,19 @@ def _options() -> argparse.Namespace:
     return command.parse_args()
 
 
-def _export(options: argparse.Namespace, precision: str, folder: Path) -> Bundle:
-    """Whatever it draws: a precision that fails its bounds is measured too."""
-    return export_student(
-        find_pipeline(options.student),
-        folder / precision,
-        precision=precision,
-        batch_sizes=(min(BATCH_SIZES), max(BATCH_SIZES)),
-        min_psnr=NO_BOUND,
-        prompts=load_prompts(options.prompts)[:64],
-        fuse=True,
-        say=lambda line: None,
-    )
+def _exported(options: argparse.Namespace, folder: Path) -> dict[str, Bundle]:
+    """A bundle for each precision, whatever it draws: those that would be refused are measured too."""
+    student = load_student(find_pipeline(options.student))
+    prompts = tuple(load_prompts(options.prompts)[:64])
+    sizes = (student.spec.default_size,)
+    wish = Wish((min(BATCH_SIZES), max(BATCH_SIZES)), sizes, prompts, fuse=True, traced={})
+    bundles = {}
+    for name, precision in PRECISIONS.items():
+        (folder / name).mkdir()
+        anything = {**dict.fromkeys(precision.tolerance, 1e9), "picture": -1e9}
+        make_bundle(student, folder / name, wish, replace(precision, tolerance=anything), lambda line: None)
+        bundles[name] = Bundle.load(folder / name)
+    return bundles
 
 
 def _heading(student: str) -> str:
@@ -82,7 +86,8 @@ def _size(bundle: Bundle) -> list[str]:
     megabytes = sum((bundle.path / file).stat().st_size for file in parts) / 1e6
     psnr = min(one.psnr_db for one in found if one.psnr_db is not None)
     batch = max(one.relative for one in found if one.part == "batch")
-    return [bundle.manifest.precision, f"{megabytes:.1f}", f"{psnr:.1f}", f"{batch:.2g}"]
+    fused = max(one.relative for one in found if one.part == "fused")
+    return [bundle.manifest.precision, f"{megabytes:.1f}", f"{psnr:.1f}", f"{batch:.2g}", f"{fused:.2g}"]
 
 
 def _phases(runtimes: dict[str, OnnxRuntime], rounds: int) -> str:

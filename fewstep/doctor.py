@@ -216,7 +216,7 @@ def _backends(settings: Settings) -> Iterator[Finding]:
     for name, place in settings.models.items():
         what = f"backend of {name}"
         try:
-            problems = choices(Bundle.load(find_bundle(place)))
+            problems = choices(Bundle.load(find_bundle(place, settings.store)))
         except EngineError as error:
             yield Finding(what, "", True, str(error))
             continue

@@ -1,10 +1,11 @@
-"""Attention that survives the ONNX exporter: same weights, same results, other arithmetic.
+"""Attention and positions that survive the ONNX exporter: same weights, same results, other arithmetic.
 
-Three things go wrong with the stock modules. The exporter's optimiser drops `+ 1e-15`, so the guard of
+Four things go wrong with the stock modules. The exporter's optimiser drops `+ 1e-15`, so the guard of
 linear attention vanishes and a token whose query is all zero becomes 0 / 0; a clamp survives. And
 SANA's cross attention folds batch and heads of its mask in a way that symbolic shapes cannot undo; a
 mask that broadcasts does not need it. FLUX computes its rotary frequencies in double precision at every
-call; they are constants.
+call; they are constants. Stable Diffusion 3 crops its table of positions from (size - height) // 2 on, which
+becomes the half of a negative number; that ONNX rounds towards zero and Python downwards, so odd heights fail.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from diffusers.models.attention_processor import (
     SanaLinearAttnProcessor2_0,
     SanaMultiscaleLinearAttention,
 )
+from diffusers.models.embeddings import PatchEmbed
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from torch import Tensor, nn
@@ -40,6 +42,8 @@ def exportable(module: M) -> M:
             part.apply_quadratic_attention = MethodType(_multiscale_quadratic, part)
         elif isinstance(part, FluxPosEmbed):
             part.forward = MethodType(rotary_positions, part)
+        elif isinstance(part, PatchEmbed) and part.pos_embed_max_size:
+            part.cropped_pos_embed = MethodType(cropped_positions, part)
     return twin
 
 
@@ -85,6 +89,15 @@ def rotary_positions(embedding: Any, ids_NA: Tensor) -> tuple[Tensor, Tensor]:
     ]
     angles_ND = torch.cat(angles, dim=-1).repeat_interleave(2, dim=-1)
     return angles_ND.cos(), angles_ND.sin()
+
+
+def cropped_positions(embedding: Any, height: int, width: int) -> Tensor:
+    """The middle of the table of positions [1, N, C] for latents of `height` and `width`."""
+    side = embedding.pos_embed_max_size
+    rows, columns = height // embedding.patch_size, width // embedding.patch_size
+    table = embedding.pos_embed.reshape(1, side, side, -1)
+    top, left = (side // 2 - (length + 1 - side % 2) // 2 for length in (rows, columns))
+    return table[:, top : top + rows, left : left + columns].reshape(1, -1, table.shape[-1])  # type: ignore[no-any-return]
 
 
 def _frequencies(theta: float, width: int) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.models.embeddings import PatchEmbed
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 
 from distill.pipeline import load_pipeline
@@ -15,7 +16,10 @@ from distill.sampler import sample_student
 from engines.bundle import PARTS, Bundle
 from engines.errors import EngineError
 from engines.export.attention import exportable
+from engines.export.graphs import parts_of
+from engines.export.probe import probe
 from engines.export.student import load_student
+from engines.export.trace import trace_part
 from engines.runtime import generate
 from engines.runtime.onnx import OnnxRuntime, to_images
 
@@ -65,3 +69,20 @@ def test_rotary_angles_are_those_of_the_stock_module() -> None:
     for found, expected in zip(exportable(stock)(ids), stock(ids), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
         assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("side", [12, 13])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (10, 8), (8, 14), (2, 24)])
+def test_positions_are_cropped_as_by_the_stock_module(side: int, height: int, width: int) -> None:
+    settings = {"height": 16, "width": 16, "patch_size": 2, "in_channels": 4, "embed_dim": 8}
+    stock = PatchEmbed(**settings, pos_embed_max_size=side)
+    latents = torch.randn(1, 4, height, width)
+    assert torch.equal(exportable(stock)(latents), stock(latents))
+
+
+@pytest.mark.slow
+def test_a_graph_of_stable_diffusion_3_takes_an_odd_number_of_rows(tiny: Tiny, tmp_path: Path) -> None:
+    """Stock, it fails at them: the probe found that."""
+    student = load_student(student_of(tiny, "sd3.5", tmp_path / "s"))
+    _, denoiser, _ = parts_of(student.family, student.spec, student.pipeline)
+    probe(denoiser, trace_part(denoiser), 1e-4)
