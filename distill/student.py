@@ -158,10 +158,14 @@ def stock_scheduler(spec: GeneratorSpec) -> Any:
 
 
 def _smaller_if_exact(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """A copy in `dtype` if no weight changes by it (the teacher stored that part so), else as it is."""
-    smaller = copy.deepcopy(module).to(dtype)
-    pairs = zip(module.parameters(), smaller.parameters(), strict=True)
-    return smaller if all(torch.equal(a, b.to(a.dtype)) for a, b in pairs) else module
+    """A copy in `dtype`, or float16 where a smaller one is wanted, if no weight changes by it (the teacher
+    stored that part so), else as it is."""
+    for wanted in (dtype, torch.float16) if dtype.itemsize == 2 else (dtype,):
+        smaller = copy.deepcopy(module).to(wanted)
+        pairs = zip(module.parameters(), smaller.parameters())
+        if all(torch.equal(a, b.to(a.dtype)) for a, b in pairs):
+            return smaller
+    return module
 
 
 def _describe(

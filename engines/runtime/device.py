@@ -47,6 +47,12 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def copy(self) -> DeviceArray:
+        """In memory of its own, which keeps nothing else alive."""
+        memory = self.stream.allocate(self.nbytes)
+        self.copy_to(memory.pointer)
+        return DeviceArray(self.stream, [Block(memory, 0, self.nbytes)], self.shape, self.dtype)
+
     def copy_to(self, pointer: int) -> None:
         """Within the device."""
         for block in self.blocks:

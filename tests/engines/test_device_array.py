@@ -30,6 +30,15 @@ def numbers(*shape: int) -> Any:
     return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
 
 
+def test_a_copy_of_a_row_has_memory_of_its_own() -> None:
+    whole = numbers(3, 4)
+    row = on_device(whole)[1:2]
+    copied = row.copy()
+    assert np.array_equal(copied, whole[1:2])
+    assert copied.blocks[0].memory is not row.blocks[0].memory
+    assert copied.blocks[0].memory.nbytes == copied.nbytes
+
+
 @st.composite
 def slices(draw: st.DrawFn) -> slice:
     ends = st.none() | st.integers(-7, 7)
