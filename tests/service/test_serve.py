@@ -39,7 +39,7 @@ from service.settings import Settings
 
 runtime = FakeRuntime(make_bundle((1,), ((64, 64),)), call_seconds=float(sys.argv[1]))
 service.models.Bundle.load = classmethod(lambda cls, path: runtime.bundle)
-service.models.find_bundle = lambda name: name
+service.models.find_bundle = lambda name, store: name
 service.models.load_runtime = lambda bundle, backend, threads: runtime
 service.server.PARTING_SECONDS = 1
 sys.exit(serve(Settings(port=0, drain_seconds=float(sys.argv[2]))))
