@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnxruntime
 
+from distill.evaluation import evaluate
 from distill.metrics.tables import markdown
 from distill.pipeline import find_pipeline
 from distill.prompts import load_prompts
@@ -41,14 +42,11 @@ def main() -> None:
     with TemporaryDirectory(prefix="fewstep-") as folder:
         print(_heading(options.student))
         bundles = _exported(options, Path(folder))
-        print(
-            markdown(
-                ["precision", "MB", "least PSNR, dB", "a batch changes", "one graph changes"],
-                list(map(_size, bundles.values())),
-            )
-        )
         runtimes = {name: OnnxRuntime(bundle, threads=1) for name, bundle in bundles.items()}
-        print(_phases(runtimes, options.rounds))
+        print(_sizes(bundles), end="\n\n")
+        if options.judge:
+            print(_judged(runtimes, options.judge), end="\n\n")
+        print(_phases(runtimes, options.rounds), end="\n\n")
         print(_whole(runtimes, options.rounds))
 
 
@@ -57,6 +55,7 @@ def _options() -> argparse.Namespace:
     command.add_argument("student", nargs="?", default="shapes-sana-sid")
     command.add_argument("--prompts", default="shapes:train", help="to calibrate int8-qdq on")
     command.add_argument("--rounds", type=int, default=9)
+    command.add_argument("--judge", type=int, metavar="IMAGES", help="also judge this many shapes pictures")
     return command.parse_args()
 
 
@@ -80,6 +79,11 @@ def _heading(student: str) -> str:
     return f"{student}, {date.today()}, {machine}, onnxruntime {onnxruntime.__version__}, one thread\n"
 
 
+def _sizes(bundles: dict[str, Bundle]) -> str:
+    head = ["precision", "MB", "least PSNR, dB", "a batch changes", "one graph changes"]
+    return markdown(head, list(map(_size, bundles.values())))
+
+
 def _size(bundle: Bundle) -> list[str]:
     found = bundle.manifest.certificate.measurements
     parts = [file for file in bundle.manifest.files if not file.startswith("generator")]
@@ -88,6 +92,15 @@ def _size(bundle: Bundle) -> list[str]:
     batch = max(one.relative for one in found if one.part == "batch")
     fused = max(one.relative for one in found if one.part == "fused")
     return [bundle.manifest.precision, f"{megabytes:.1f}", f"{psnr:.1f}", f"{batch:.2g}", f"{fused:.2g}"]
+
+
+def _judged(runtimes: dict[str, OnnxRuntime], images: int) -> str:
+    """What the pictures are worth: prompts that are right in every attribute, and Fréchet distance."""
+    rows = []
+    for name, runtime in runtimes.items():
+        found = evaluate(partial(generate, runtime, steps=4), count=images)
+        rows.append([name, f"{100 * found['accuracy']:.1f} %", f"{found['frechet_distance']:.1f}"])
+    return markdown(["precision, 4 steps", "right in every attribute", "Fréchet distance"], rows)
 
 
 def _phases(runtimes: dict[str, OnnxRuntime], rounds: int) -> str:

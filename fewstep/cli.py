@@ -258,7 +258,7 @@ def _export(rooms: Subparsers[Parser]) -> None:
         "--min-psnr",
         type=arguments.number,
         metavar="DB",
-        help="least PSNR of pictures against PyTorch (default: 40; int8: 20)",
+        help="least PSNR of pictures against PyTorch (default: 40; int8: 10)",
     )
     command.add_argument(
         "--prompts", metavar="FILE", help="to calibrate int8-qdq on (the first 64); or shapes:train"
