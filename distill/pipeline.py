@@ -311,10 +311,11 @@ def forget_paths(folder: Path) -> None:
 
 
 def quiet() -> None:
-    """Loading and saving say nothing: their bars would break up the command's own progress."""
+    """Loading and saving say nothing: their bars and notes would break up the command's own progress."""
     import diffusers
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
