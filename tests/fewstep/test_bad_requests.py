@@ -116,7 +116,7 @@ def test_a_student_of_an_unknown_family_is_refused(
         (("sample", "shapes-sana-sid", "good", "\t\n"), "prompt 2"),
         (("sample", "shapes-sana-sid", "a\0b"), "not text"),
         (("sample", "shapes-sana-sid", "a\udcff"), "not text"),
-        (("sample", "shapes-sana-sid"), "required: prompt"),
+        (("sample", "shapes-sana-sid"), "expected MODEL and PROMPT"),
         (("evaluate", "nowhere"), "no model 'nowhere'"),
         (("evaluate", "shapes-sana-sid", "--images", "0"), "expected a positive whole number"),
         (("evaluate", "shapes-sana-sid", "--seeds", "1,,2"), "expected whole numbers with commas"),
