@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from .bundle import MANIFEST, SHIPPED, Bundle
 from .errors import EngineError
+from .folder import sync
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 ABANDONED_SECONDS = 24 * 3600
@@ -147,7 +148,7 @@ class Store:
         name = check_name(name or found.manifest.name)
         path = self._object(found.digest)
         if not (path / MANIFEST).is_file():
-            _sync(staged)
+            sync(staged)
             staged.rename(path)
         self._point(name, found.digest)
         return Bundle(path, found.manifest, found.digest)
@@ -199,12 +200,3 @@ def check_name(name: str) -> str:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _sync(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

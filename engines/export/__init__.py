@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..bundle import Bundle, Size
 from ..errors import EngineError
+from ..folder import check_disk, check_target, whole_folder
 from .choice import choose
-from .folder import check_disk, check_target, whole_folder
 from .make import Wish, make_bundle
 from .precision import AUTO, PRECISIONS, Precision, precision_named
 from .student import load_student

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from ..bundle import MANIFEST, Bundle
 from ..errors import EngineError
+from ..folder import whole_folder
 from ..runtime.onnx import OnnxNetworks
 from ..runtime.tensorrt import TensorRTRuntime
 from .build import Check, Say, build_plans, target_of
 from .cuda import Gpu, find_gpu
 from .kit import Kit, load_kit
 from .parity import check_parity
-from .plans import FOLDER, PlanFolder, Plans, find_plans, open_plans, whole_folder
+from .plans import FOLDER, PlanFolder, Plans, find_plans, open_plans
 from .refit import refit_plans
 
 

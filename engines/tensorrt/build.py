@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from ..bundle import PARTS, Bundle, Graph, sha256
 from ..errors import EngineError
+from ..folder import whole_folder
 from .api import (
     IBuilder,
     IBuilderConfig,
@@ -33,7 +34,6 @@ from .plans import (
     Target,
     identity,
     open_plans,
-    whole_folder,
 )
 from .profiles import Profile, profiles
 from .step import join_sampler, joined, load_graph, structure

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -184,30 +180,3 @@ def open_plans(folder: Path) -> PlanFolder:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
         raise EngineError(f"{file}: {where}: {first['msg']}; build the plans again") from error
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, put in its place when the block succeeds, removed when it fails.
-
-    Raises:
-        EngineError: the disk is full, read-only or failing.
-    """
-    mark = uuid4().hex[:8]
-    temporary, old = (path.with_name(f".{path.name}.{mark}{end}") for end in ("", ".old"))
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for file in filter(Path.is_file, temporary.rglob("*")):
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-    except OSError as error:
-        raise EngineError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -13,11 +13,12 @@ import numpy as np
 
 from ..bundle import PARTS, Bundle
 from ..errors import EngineError
+from ..folder import whole_folder
 from .api import ICudaEngine
 from .build import Check, Say, describe, graph_of, write_manifest
 from .cuda import Array
 from .kit import Kit
-from .plans import FOLDER, Plan, PlanFolder, Plans, open_plans, whole_folder
+from .plans import FOLDER, Plan, PlanFolder, Plans, open_plans
 from .step import structure, weights
 
 SHOWN = 10

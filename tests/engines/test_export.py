@@ -16,8 +16,8 @@ import engines.export as export
 from engines.bundle import MANIFEST, PARTS, Bundle
 from engines.errors import EngineError
 from engines.export import BATCH_SIZES, export_student, make
-from engines.export.folder import whole_folder
 from engines.export.student import load_student
+from engines.folder import whole_folder
 
 
 def refusal(student: Path, out: Path, **options) -> str:

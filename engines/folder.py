@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from ..bundle import MANIFEST
-from ..errors import EngineError
+from .bundle import MANIFEST
+from .errors import EngineError
 
 
 def check_target(path: Path) -> None:
@@ -48,7 +48,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         _swap(temporary, path)
     except OSError as error:
         raise EngineError(f"cannot write {path}: {error.strerror or error}") from error
@@ -56,7 +56,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Has the disk take in a folder and all that is in it."""
     for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
