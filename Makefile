@@ -9,6 +9,7 @@ demo: set-up
 	$(BIN)/python -m fewstep.demo --port $(SERVE_PORT)
 
 test: set-up check
+	bash scripts/system-packages
 	$(BIN)/python -m pytest
 
 check: set-up
@@ -23,7 +24,7 @@ set-up: .venv/complete
 .venv/complete: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[distill,ray,tensorrt-rtx,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[distill,ray,tensorrt-rtx,postgresql,s3,plot,docs,dev]'
 	touch $@
 
 clean:

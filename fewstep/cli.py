@@ -375,7 +375,10 @@ def _shapes(rooms: Subparsers[Parser]) -> None:
     vae.set_defaults(run=commands.shapes_train_autoencoder)
     teacher = tasks.add_parser("train-teacher", help="an hour on one core")
     teacher.set_defaults(run=commands.shapes_train_teacher)
-    teacher.add_argument("--autoencoder", type=Path, required=True, help="trained for the same family")
+    start = teacher.add_mutually_exclusive_group(required=True)
+    start.add_argument("--autoencoder", type=Path, help="trained for the same family")
+    start.add_argument("--init", metavar="TEACHER", help="goes on from its weights and autoencoder")
+    teacher.add_argument("--rate", type=float, help="peak learning rate, where the family's will not do")
     for task in (vae, teacher):
         task.add_argument("--family", choices=["sana", "sd3", "flux"], default="sana")
     for task in (judge, vae, teacher):

@@ -215,7 +215,9 @@ def shapes_train_teacher(options: argparse.Namespace) -> None:
     from distill.shapes.teacher import train_teacher
 
     schedule = _length(ARCHITECTURES[options.family].schedule, options.steps)
-    train_teacher(options.family, options.autoencoder, options.out, options.seed, schedule)
+    if options.rate:
+        schedule = replace(schedule, lr=options.rate)
+    train_teacher(options.family, options.autoencoder, options.out, options.seed, schedule, options.init)
     print(options.out)
 
 

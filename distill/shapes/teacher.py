@@ -22,7 +22,7 @@ from .. import flow
 from ..errors import DistillError
 from ..families import Conditioning, Family, Tokens, concat, family_named, repeat, with_guidance
 from ..files import atomic_folder
-from ..pipeline import forget_paths, quiet
+from ..pipeline import forget_paths, load_pipeline, quiet
 from .architectures import ARCHITECTURES, Architecture
 from .corpus import Corpus
 from .fit import Schedule, fit
@@ -63,18 +63,26 @@ def summary(conditioning: Conditioning) -> Tensor:
 
 
 def train_teacher(
-    family: str, autoencoder: Path, out: Path, seed: int = 0, schedule: Schedule | None = None
+    family: str,
+    autoencoder: Path | None,
+    out: Path,
+    seed: int = 0,
+    schedule: Schedule | None = None,
+    init: str | None = None,
 ) -> None:
     """Trains the teacher of `family` on latents of `autoencoder` and saves the pipeline to `out`.
 
+    Args:
+        init: A teacher of the same family, shipped or a folder, whose parts it starts from, its
+            autoencoder among them.
+
     Raises:
-        DistillError: the autoencoder is missing, or of another kind than the family's.
+        DistillError: autoencoder or teacher is missing, or of another kind than the family's.
     """
     wanted = ARCHITECTURES[family]
-    vae = load_autoencoder(autoencoder, wanted.autoencoder)
     torch.manual_seed(seed)
     quiet()
-    pipeline = wanted.build(vae)
+    pipeline = _started(family, wanted, autoencoder, init)
     corpus = Corpus(family_named(family), pipeline, TRAINING_PICTURES, seed)
     model = Trainee(family_named(family), pipeline, corpus.empty)
     checkpoints = [out.with_suffix(f".{stage}.checkpoint") for stage in ("flow", "guidance")]
@@ -85,6 +93,19 @@ def train_teacher(
     _save(pipeline, model.family, wanted, out)
     for path in checkpoints:
         path.unlink(missing_ok=True)
+
+
+def _started(family: str, wanted: Architecture, autoencoder: Path | None, init: str | None) -> Any:
+    if init is not None:
+        started = load_pipeline(init)
+        if started.family.name != family:
+            raise DistillError(f"--init {init}: a {started.family.name} teacher; --family says {family}")
+        for part in (started.modules.transformer, *started.family.encoders(started.modules)):
+            part.requires_grad_(True)
+        return started.modules
+    if autoencoder is None:
+        raise DistillError("a new teacher needs an --autoencoder; one that goes on, a teacher to --init from")
+    return wanted.build(load_autoencoder(autoencoder, wanted.autoencoder))
 
 
 def load_autoencoder(folder: Path, kind: str) -> Any:
