@@ -89,7 +89,9 @@ class Critic:
         finally:
             hook.remove()
         logits_BC = tokens[0][-len(x_t) :].float().mean(1)
-        self.logits_BC = _Beside.apply(logits_BC, velocity) if self.sharded else logits_BC
+        if self.sharded:
+            logits_BC = _Beside.apply(logits_BC, velocity)  # type: ignore[no-untyped-call]
+        self.logits_BC = logits_BC
         return velocity
 
 
