@@ -113,7 +113,6 @@ COPY --from=serve-gpu-environment /opt/fewstep /opt/fewstep
 FROM runtime AS serve-ray
 LABEL org.opencontainers.image.description="Few-step image generation as a Ray Serve application"
 COPY --from=serve-ray-environment /opt/fewstep /opt/fewstep
-COPY deploy/ray /opt/fewstep/ray
 
 FROM runtime AS distill
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
