@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
+from distill.errors import DistillError
 from distill.families import family_named
 from distill.pipeline import load_pipeline
 from distill.shapes import architectures, autoencoder, teacher
@@ -202,6 +203,39 @@ def test_an_autoencoder_of_another_family_is_refused(
     assert main([*command, "--out", str(tmp_path / "t")]) == 2
     assert "holds an AutoencoderDC, and this family takes an AutoencoderKL" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_goes_on_from_another(
+    teacher_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher, "TRAINING_PICTURES", 120)
+    before, after = teacher_folders["sana"], tmp_path / "t"
+    command = ["shapes", "train-teacher", "--init", str(before), "--steps", "1", "--rate", "1e-9"]
+    assert main([*command, "--out", str(after)]) == 0
+    for part, name in [("transformer", "diffusion_pytorch_model"), ("text_encoder", "model")]:
+        old, new = (load_file(folder / part / f"{name}.safetensors") for folder in (before, after))
+        assert old.keys() == new.keys()
+        for key in old:
+            torch.testing.assert_close(new[key].float(), old[key].float(), rtol=1e-3, atol=1e-4)
+    assert (before / "vae/config.json").read_text() == (after / "vae/config.json").read_text()
+    DiffusionPipeline.from_pretrained(after)
+
+
+def test_a_teacher_of_another_family_is_no_start(
+    teacher_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["shapes", "train-teacher", "--family", "flux", "--init", str(teacher_folders["sd3"])]
+    assert main([*command, "--out", str(tmp_path / "t")]) == 2
+    assert "a sd3 teacher; --family says flux" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_starts_from_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["shapes", "train-teacher", "--out", str(tmp_path / "t")])
+    assert "--autoencoder --init" in capsys.readouterr().err
+    with pytest.raises(DistillError, match="needs an --autoencoder"):
+        teacher.train_teacher("sana", None, tmp_path / "t")
 
 
 @families
