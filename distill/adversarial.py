@@ -7,9 +7,12 @@ from the very evaluation that gives the velocity (SiDA: arXiv 2410.14919; with s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from . import sid
 from .families import Family
@@ -76,6 +79,7 @@ class Critic:
 
     def __init__(self, network: Network, family: Family, module: nn.Module) -> None:
         self.network, self.norm = network, last_norm(family, module)
+        self.sharded = isinstance(module, FSDPModule)
 
     def __call__(self, x_t: Tensor, t_B: Tensor) -> Tensor:
         tokens: list[Tensor] = []
@@ -84,8 +88,27 @@ class Critic:
             velocity = self.network(x_t, t_B)
         finally:
             hook.remove()
-        self.logits_BC = tokens[0][-len(x_t) :].float().mean(1)
+        logits_BC = tokens[0][-len(x_t) :].float().mean(1)
+        if self.sharded:
+            logits_BC = _Beside.apply(logits_BC, velocity)  # type: ignore[no-untyped-call]
+        self.logits_BC = logits_BC
         return velocity
+
+
+class _Beside(torch.autograd.Function):
+    """Logits, unchanged, whose gradient also enters the network by the velocity, as zeros: FSDP gathers a
+    network's weights for the backward pass when a gradient reaches its output, and would not see one that
+    starts inside. Not a sum with 0 * velocity, which would carry its NaN over."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, velocity: Tensor) -> Tensor:
+        ctx.save_for_backward(velocity)
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (velocity,) = ctx.saved_tensors
+        return gradient, torch.zeros_like(velocity)
 
 
 def last_norm(family: Family, module: nn.Module) -> nn.Module:

@@ -126,8 +126,6 @@ class Recipe(Strict):
             raise ValueError(
                 "init: with an adapter the generator starts as the teacher, whose weights it shares"
             )
-        if self.data is not None and self.parallel == "fsdp":
-            raise ValueError("parallel: fsdp cannot shard a network with a discriminator; with data use ddp")
         if self.data is None and self.adversarial != Adversarial():
             raise ValueError("adversarial: needs real images, e.g. data: shapes")
         if self.data is not None and self.weighting == "sid_legacy":
