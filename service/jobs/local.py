@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from ..errors import ServiceError
 from .attend import ALIVE, LEASE, PROCESS, STOP, read_json
@@ -145,7 +145,7 @@ def renew(folder: Path) -> None:
     (folder / LEASE).touch()
 
 
-def outcome(folder: Path, stage: str) -> Mapping[str, object] | None:
+def outcome(folder: Path, stage: str) -> dict[str, Any] | None:
     """How the command of a stage ended; None if it has not, or was killed together with its attendant."""
     return read_json(folder / f"{stage}.json")
 
