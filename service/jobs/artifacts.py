@@ -2,6 +2,7 @@
 
 URL/<job>/<part>/<file>       the files of a part: `student`, `bundle`, `samples`
 URL/<job>/<part>.json         their digests; written last, so that a part that has it is whole
+URL/jobs/<job>.json           that the job has left all it had to leave, and when
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -91,6 +93,26 @@ class Artifacts:
         with self._reaching():
             self._forget(f"{job}/{part}.json")
             self._forget(f"{job}/{part}")
+
+    def sign(self, job: str, about: Mapping[str, Any]) -> None:
+        """Notes that a job has left all its parts. Its `name` tells what kind of student they are."""
+        with self._reaching():
+            self._write(f"jobs/{job}.json", json.dumps({**about, "job": job, "at": time.time()}).encode())
+
+    def unsign(self, job: str) -> None:
+        with self._reaching():
+            self._forget(f"jobs/{job}.json")
+
+    def signed(self, name: str) -> list[str]:
+        """The jobs that have left students of that name, the newest first."""
+        with self._reaching():
+            self._system.invalidate_cache()
+            if not self._system.exists(self._path("jobs")):
+                return []
+            files = [str(path) for path in self._system.ls(self._path("jobs"), detail=False)]
+            notes = [json.loads(self._system.cat_file(file)) for file in files if file.endswith(".json")]
+        named = [note for note in notes if note.get("name") == name]
+        return [note["job"] for note in sorted(named, key=lambda note: -note["at"])]
 
     def where(self, job: str, part: str) -> str:
         """The URL of a part."""

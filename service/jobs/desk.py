@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from .gate import Publish
 from .stages import Plan
 from .tail import Progress
 
@@ -30,7 +31,7 @@ class Claim:
 
     job: str
     plan: Plan
-    publish: Any = None
+    publish: Publish | None = None
 
 
 @dataclass(frozen=True)

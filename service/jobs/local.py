@@ -78,9 +78,7 @@ class Local:
         with _lock(command.folder) as lock:
             if lock is None:
                 raise ServiceError(f"a process of {command.folder.name} is still alive", status=500)
-            for name in (PROCESS, STOP, f"{command.stage}.json"):
-                (command.folder / name).unlink(missing_ok=True)
-            (command.folder / LEASE).touch()
+            forget_the_one_before(command)
             self._children.append(_spawn(command, lock))
 
     def alive(self, folder: Path) -> bool:
@@ -133,6 +131,13 @@ def _lock(folder: Path) -> Iterator[IO[bytes] | None]:
 def _kill_group(group: int) -> None:
     with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
         os.killpg(group, signal.SIGKILL)
+
+
+def forget_the_one_before(command: Command) -> None:
+    """Clears what the job's last command has left, and begins the lease of the next."""
+    for name in (PROCESS, STOP, f"{command.stage}.json"):
+        (command.folder / name).unlink(missing_ok=True)
+    (command.folder / LEASE).touch()
 
 
 def ask_to_stop(folder: Path) -> None:

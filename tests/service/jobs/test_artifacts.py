@@ -148,3 +148,12 @@ def test_each_file_is_told(student: Path, tmp_path: Path) -> None:
     told: list[str] = []
     Artifacts(str(tmp_path / "kept"), told.append).put(student, "job-1", "student", skip=("run",))
     assert told == ["sending job-1/student/generator.json", "sending job-1/student/unet/weights.bin"]
+
+
+def test_jobs_that_have_left_everything_are_listed_the_newest_first(artifacts: Artifacts) -> None:
+    assert artifacts.signed("small") == []
+    for job, name in (("job-1", "small"), ("job-2", "other"), ("job-3", "small")):
+        artifacts.sign(job, {"name": name})
+    assert artifacts.signed("small") == ["job-3", "job-1"]
+    artifacts.unsign("job-3")
+    assert artifacts.signed("small") == ["job-1"]
