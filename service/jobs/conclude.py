@@ -72,7 +72,13 @@ class Conclusion:
         result["verdict"] = verdict.model_dump(mode="json") if verdict else None
         result |= self._publish(claim, bundle, verdict, heart)
         self._tidy(plan)
-        return Ending("succeeded", result=result)
+        served = (
+            f"served as {claim.publish.model}" if result["published"] and claim.publish else "not published"
+        )
+        reasons = "; ".join(result["reasons"])
+        return Ending(
+            "succeeded", f"The student is {served}" + (f": {reasons}." if reasons else "."), result=result
+        )
 
     def _keep(self, claim: Claim, part: str, folder: Path, skip: tuple[str, ...] = ()) -> dict[str, Any]:
         digest = self.artifacts.put(folder, claim.job, part, skip)

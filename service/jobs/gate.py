@@ -77,7 +77,6 @@ class Publish(BaseModel):
         model: The name that it is served under; the version that has it until then is kept for a rollback.
         canary: Share of that name's requests that it gets at first, 0 ... 1; 0: it gets all of them at once.
         canary_seconds: For how long; if its pictures fail in that time, the old version stays.
-        gate: What it has to show before.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,7 +84,6 @@ class Publish(BaseModel):
     model: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")
     canary: float = Field(default=0.1, ge=0, le=1)
     canary_seconds: float = Field(default=60.0, ge=0, le=7 * 24 * 3600)
-    gate: Gate = Gate()
 
 
 class Check(BaseModel):

@@ -7,8 +7,11 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from .desk import Claim, Desk, LeaseLostError, StoreGoneError, Wish
+from .database import StoreGoneError
+from .desk import Claim, Desk
 from .local import renew
+from .store import LeaseLostError
+from .tables import Wish
 from .tail import Progress
 
 log = logging.getLogger(__name__)

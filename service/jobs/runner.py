@@ -13,15 +13,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import ServiceError
 from .attend import read_json, write_json
-from .desk import Claim, Desk, Ending, LeaseLostError, StoreGoneError
+from .database import StoreGoneError
+from .desk import Claim, Desk, Ending
 from .heartbeat import Heartbeat
 from .local import Backend, Command, ask_to_stop, outcome
 from .stages import Plan
+from .store import LeaseLostError
 from .tail import Follower, Progress
 
 log = logging.getLogger(__name__)
@@ -141,7 +144,7 @@ class Attempt:
             try:
                 ending = self._work()
                 self._insist(lambda: self.desk.finish(self.claim, ending))
-                log.info("job=%s %s %s", self.claim.job, ending.status, ending.message or "")
+                log.info("job=%s %s: %s", self.claim.job, ending.status, ending.message)
             except Left:
                 log.info("job=%s left at iteration %d", self.claim.job, progress.iteration)
 
@@ -155,6 +158,8 @@ class Attempt:
             return self.runner.conclude(self.claim, self.heart)
         except Over as over:
             return over.ending
+        except StoreGoneError as error:
+            raise Left from error  # the next claim finds all that is done
         except (ServiceError, OSError) as error:
             return Ending("failed", str(error), getattr(error, "code", None) or "job_failed")
 
@@ -191,7 +196,7 @@ class Attempt:
         if not self._wished:
             return
         if self.heart.wish == "cancel":
-            raise Over(Ending("cancelled"))
+            raise Over(Ending("cancelled", "The job was cancelled."))
         leave = self.desk.paused if self.heart.wish == "pause" else self.desk.give_back
         self._insist(lambda: leave(self.claim))
         raise Left
@@ -218,7 +223,10 @@ class Attempt:
         write_json(folder / TRIES, {"stage": stage, "iteration": here, "tries": tries})
 
     def _follow(self) -> None:
-        for point in self.follower.look():
+        news = self.follower.look()
+        for checkpoint in news.checkpoints:
+            self._insist(partial(self.desk.checkpoint, self.claim, checkpoint))
+        for point in news.quality:
             figures = {name: value for name, value in point.items() if name not in ("type", "images")}
             self._say(f"quality at iteration {figures['iteration']}", **figures)
             write_json(self.plan.folder / SEEN, self.follower.progress.as_dict())

@@ -41,6 +41,28 @@ class Progress:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state of the run.
+
+    Attributes:
+        metrics: The figures of that time.
+        sample: The newest grid of what the student draws, as a path inside the job's folder; None: none yet.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    sample: str | None
+
+
+@dataclass(frozen=True)
+class News:
+    """What has come since the last look."""
+
+    quality: list[dict[str, Any]]
+    checkpoints: list[Checkpoint]
+
+
 class Tail:
     """The whole lines that have come to a file since the last look; a file that was replaced is read anew."""
 
@@ -79,9 +101,10 @@ class Follower:
         self.progress = progress or Progress()
         self._events = Tail(self.folder / "events.jsonl")
         self._measured = self._last_quality()
+        self._saved: set[int] = set()
 
-    def look(self) -> list[dict[str, Any]]:
-        """Takes in what is new; returns the new lines of the quality curve."""
+    def look(self) -> News:
+        """Takes in what is new."""
         measured = []
         for line in self._events.read():
             event = _parsed(line)
@@ -92,7 +115,16 @@ class Follower:
                 measured.append(event)
             self._take(event)
         self._look_around()
-        return measured
+        return News(measured, self._new_checkpoints())
+
+    def _new_checkpoints(self) -> list[Checkpoint]:
+        """Those of a run that went back and came here again are new again."""
+        there = {int(path.name) for path in (self.folder / "checkpoints").glob("[0-9]*")}
+        new, self._saved = sorted(there - self._saved), there
+        progress = self.progress
+        metrics = {**progress.losses, **progress.quality}
+        sample = f"student/{self.folder.parent.name}/run/{progress.sample}" if progress.sample else None
+        return [Checkpoint(step, metrics, sample) for step in new]
 
     def _take(self, event: dict[str, Any]) -> None:
         """A resumed run goes back to its checkpoint, and so does its progress."""

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.jobs.desk import Claim, Ending, LeaseLostError, StoreGoneError, Wish
-from service.jobs.tail import Progress
+from service.jobs.database import StoreGoneError
+from service.jobs.desk import Claim, Ending
+from service.jobs.store import LeaseLostError
+from service.jobs.tables import Wish
+from service.jobs.tail import Checkpoint, Progress
 
 
 @dataclass
@@ -17,6 +20,7 @@ class PaperDesk:
     waiting: list[Claim] = field(default_factory=list)
     wishes: dict[str, Wish] = field(default_factory=dict)
     said: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
     progress: dict[str, dict[str, Any]] = field(default_factory=dict)
     endings: dict[str, Ending] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
@@ -36,9 +40,13 @@ class PaperDesk:
         self.when_told(progress)
         return self.wishes.get(claim.job, "run")
 
-    def say(self, claim: Claim, message: str, level: str = "info", **data: Any) -> None:
+    def say(self, claim: Claim, message: str, **data: Any) -> None:
         self._answer()
         self.said.append((claim.job, message, data))
+
+    def checkpoint(self, claim: Claim, checkpoint: Checkpoint) -> None:
+        self._answer()
+        self.checkpoints.append(checkpoint)
 
     def give_back(self, claim: Claim) -> None:
         self._answer()

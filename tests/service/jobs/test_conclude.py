@@ -17,6 +17,7 @@ from service.jobs.desk import Claim
 from service.jobs.gate import Gate, Publish
 from service.jobs.heartbeat import Heartbeat
 from service.jobs.stages import Plan
+from service.jobs.store import Lease
 
 SHIPPED = Path(__file__).parents[3] / "engines/shipped/shapes-sana-sid"
 ALL = Retention()
@@ -40,9 +41,8 @@ def rows(accuracy: float) -> str:
     return json.dumps({"small, 1 step": {"accuracy": {"mean": accuracy, "spread": 0.0}}})
 
 
-def finished(tmp_path: Path, publish: Publish | None, job: str = "job-1", now: float | None = None) -> Claim:
+def finished(tmp_path: Path, gate: Gate | None, job: str = "job-1", now: float | None = None) -> Claim:
     """A job whose commands are done; the model served now, if there is one, has the accuracy `now`."""
-    gate = publish.gate if publish else None
     serving = None if now is None else SHIPPED
     plan = Plan(tmp_path / job, "small", {}, gate, serving)
     (plan.student / "run/checkpoints/000010").mkdir(parents=True)
@@ -52,7 +52,7 @@ def finished(tmp_path: Path, publish: Publish | None, job: str = "job-1", now: f
     shutil.copytree(SHIPPED, plan.bundle)
     (plan.folder / "evaluate.out").write_text(rows(0.9))
     (plan.folder / "compare.out").write_text(rows(now or 0.0))
-    return Claim(job, plan, publish)
+    return Claim(Lease(job, 1), plan, Publish(model="small") if gate else None)
 
 
 def conclude(tmp_path: Path, claim: Claim, shelf: Shelf, retention: Retention = ALL) -> dict[str, Any]:
@@ -61,8 +61,8 @@ def conclude(tmp_path: Path, claim: Claim, shelf: Shelf, retention: Retention = 
     return ending.result
 
 
-def wanted(**gate: object) -> Publish:
-    return Publish(model="small", gate=Gate.model_validate(gate))
+def wanted(**gate: object) -> Gate:
+    return Gate.model_validate(gate)
 
 
 def test_what_passes_is_published_and_kept(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from service.errors import ServiceError
 from service.jobs.attend import PROCESS, read_json
-from service.jobs.desk import Claim
 from service.jobs.local import Command, ask_to_stop, outcome
 from service.jobs.ray_jobs import SUBMISSION, RayJobs
 from service.jobs.runner import Runner
@@ -19,7 +18,7 @@ from service.jobs.runner import Runner
 from ..running import wait_until
 from .paper_desk import PaperDesk
 from .test_local import command, pid_of
-from .test_runner import LIMITS, keep, make_command, make_plan, starts
+from .test_runner import LIMITS, claim, keep, make_command, make_plan, starts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -118,7 +117,7 @@ def test_what_waits_for_a_gpu_that_is_not_there_can_be_stopped(cluster: str, fol
 
 def test_a_job_goes_through_its_stages_on_the_cluster(cluster: str, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / f"job-{tmp_path.name}", "crash at 6\n")
-    desk = PaperDesk([Claim("job-1", plan)])
+    desk = PaperDesk([claim(plan)])
 
     def make(plan: object, stage: str) -> Command:
         made = make_command(plan, stage)  # type: ignore[arg-type]

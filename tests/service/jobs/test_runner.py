@@ -16,6 +16,7 @@ from service.jobs.heartbeat import Heartbeat
 from service.jobs.local import Command, Local, environment
 from service.jobs.runner import Limits, Runner
 from service.jobs.stages import Plan
+from service.jobs.store import Lease
 
 from ..running import wait_until
 from .paper_desk import PaperDesk
@@ -50,8 +51,12 @@ def make_command(plan: Plan, stage: str, lease: float = LEASE) -> Command:
     return Command(plan.folder, stage, plan.command(stage), own, options)
 
 
+def claim(plan: Plan) -> Claim:
+    return Claim(Lease("job-1", 1), plan)
+
+
 def keep(claim: Claim, heart: Heartbeat) -> Ending:
-    return Ending("succeeded", result={"student": str(claim.plan.student)})
+    return Ending("succeeded", "Done.", result={"student": str(claim.plan.student)})
 
 
 def make_runner(desk: PaperDesk, limits: Limits = LIMITS) -> Runner:
@@ -103,10 +108,10 @@ def ended(desk: PaperDesk) -> Ending:
 
 def test_a_job_runs_through_its_stages_and_tells_how_far_it_is(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "job-1", gate=Gate())
-    desk, stages = PaperDesk([Claim("job-1", plan)]), []
+    desk, stages = PaperDesk([claim(plan)]), []
     desk.when_told = lambda progress: stages.append(progress.stage)
     with running(desk):
-        assert ended(desk) == Ending("succeeded", result={"student": str(plan.student)})
+        assert ended(desk) == Ending("succeeded", "Done.", result={"student": str(plan.student)})
     assert [message for _, message, _ in desk.said] == [
         "distill starts",
         "quality at iteration 10",
@@ -119,11 +124,14 @@ def test_a_job_runs_through_its_stages_and_tells_how_far_it_is(tmp_path: Path) -
     assert desk.progress["job-1"]["sample"] == "samples/000010.png"
     assert json.loads((plan.folder / "evaluate.out").read_text())["small, 1 step"]["accuracy"]["mean"] == 0.9
     assert starts(plan) == 1
+    assert desk.checkpoints[-1].step == 10
+    assert desk.checkpoints[-1].sample == "student/small/run/samples/000010.png"
+    assert desk.checkpoints[-1].metrics["accuracy_1"] == 0.9
 
 
 def test_a_crashed_job_goes_on_from_its_checkpoint(tmp_path: Path, plan: Plan) -> None:
     crashing = make_plan(tmp_path / "job-1", "crash at 6\n")
-    desk = PaperDesk([Claim("job-1", crashing)])
+    desk = PaperDesk([claim(crashing)])
     with running(desk):
         assert ended(desk).status == "succeeded"
     assert starts(plan) == 2
@@ -136,7 +144,7 @@ def test_a_job_that_always_crashes_at_one_place_is_given_up(tmp_path: Path) -> N
     dying = make_plan(tmp_path / "job-1")
     program = (sys.executable, "-c", "import os, sys; print('last words', file=sys.stderr); os.abort()")
     dying = Plan(dying.folder, "small", {}, fewstep=program)
-    desk = PaperDesk([Claim("job-1", dying)])
+    desk = PaperDesk([claim(dying)])
     with running(desk):
         ending = ended(desk)
     assert (ending.status, ending.code) == ("failed", "job_crashed")
@@ -156,7 +164,7 @@ def test_a_job_that_fails_by_its_own_account_is_not_tried_again(
     tmp_path: Path, words: str, reason: str
 ) -> None:
     plan = make_plan(tmp_path / "job-1", words)
-    desk = PaperDesk([Claim("job-1", plan)])
+    desk = PaperDesk([claim(plan)])
     with running(desk):
         assert ended(desk) == Ending("failed", reason, "job_failed")
     assert starts(plan) == 1
@@ -164,10 +172,10 @@ def test_a_job_that_fails_by_its_own_account_is_not_tried_again(
 
 def test_with_room_on_the_disk_again_a_failed_job_goes_on(tmp_path: Path) -> None:
     full = make_plan(tmp_path / "job-1", "disk full at 5\n")
-    desk = PaperDesk([Claim("job-1", full)])
+    desk = PaperDesk([claim(full)])
     with running(desk):
         assert ended(desk).status == "failed"
-    again = PaperDesk([Claim("job-1", make_plan(tmp_path / "job-1"))])
+    again = PaperDesk([claim(make_plan(tmp_path / "job-1"))])
     with running(again):
         assert ended(again).status == "succeeded"
     iterations = [int(note[1]) for note in notes(full) if note[0] == "iteration"]
@@ -176,11 +184,11 @@ def test_with_room_on_the_disk_again_a_failed_job_goes_on(tmp_path: Path) -> Non
 
 def test_cancelled_a_job_stops_with_its_state_saved(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "job-1", iterations=10_000)
-    desk = PaperDesk([Claim("job-1", plan)])
+    desk = PaperDesk([claim(plan)])
     with running(desk):
         reached(desk, 3)
         desk.wishes["job-1"] = "cancel"
-        assert ended(desk) == Ending("cancelled")
+        assert ended(desk) == Ending("cancelled", "The job was cancelled.")
     done = int(notes(plan)[-1][1])
     assert (plan.student / f"run/checkpoints/{done:06d}").is_dir()
     assert not Local().alive(plan.folder)
@@ -188,7 +196,7 @@ def test_cancelled_a_job_stops_with_its_state_saved(tmp_path: Path) -> None:
 
 def test_paused_and_resumed_a_job_does_no_iteration_twice(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "job-1", iterations=60)
-    desk = PaperDesk([Claim("job-1", plan)])
+    desk = PaperDesk([claim(plan)])
     with running(desk):
         for _ in range(2):
             reached(desk, desk.progress.get("job-1", {}).get("iteration", 0) + 3)
@@ -197,7 +205,7 @@ def test_paused_and_resumed_a_job_does_no_iteration_twice(tmp_path: Path) -> Non
             assert not Local().alive(plan.folder)
             desk.left.clear()
             desk.wishes.clear()
-            desk.waiting.append(Claim("job-1", plan))
+            desk.waiting.append(claim(plan))
         assert ended(desk).status == "succeeded"
     assert [int(note[1]) for note in notes(plan) if note[0] == "iteration"] == list(range(1, 61))
     assert starts(plan) == 3
@@ -205,12 +213,12 @@ def test_paused_and_resumed_a_job_does_no_iteration_twice(tmp_path: Path) -> Non
 
 def test_a_runner_that_ends_gives_its_job_back_with_its_state_saved(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "job-1", iterations=40)
-    desk = PaperDesk([Claim("job-1", plan)])
+    desk = PaperDesk([claim(plan)])
     with running(desk):
         reached(desk, 3)
     assert desk.left == {"job-1": "queued"}
     assert not Local().alive(plan.folder)
-    desk.waiting.append(Claim("job-1", plan))
+    desk.waiting.append(claim(plan))
     with running(desk):
         assert ended(desk).status == "succeeded"
     assert [int(note[1]) for note in notes(plan) if note[0] == "iteration"] == list(range(1, 41))
@@ -218,7 +226,7 @@ def test_a_runner_that_ends_gives_its_job_back_with_its_state_saved(tmp_path: Pa
 
 def test_a_store_that_goes_away_for_a_while_does_not_stop_the_job(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "job-1", iterations=30)
-    desk = PaperDesk([Claim("job-1", plan)])
+    desk = PaperDesk([claim(plan)])
     with running(desk):
         reached(desk, 2)
         desk.gone = True
@@ -232,7 +240,7 @@ def test_a_store_that_goes_away_for_a_while_does_not_stop_the_job(tmp_path: Path
 
 def test_a_job_that_another_runner_has_taken_is_let_go(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "job-1", iterations=10_000)
-    desk = PaperDesk([Claim("job-1", plan)])
+    desk = PaperDesk([claim(plan)])
     with running(desk):
         reached(desk, 2)
         desk.stolen = True
@@ -243,7 +251,7 @@ def test_a_job_that_another_runner_has_taken_is_let_go(tmp_path: Path) -> None:
 
 def test_two_runners_with_one_job_by_mistake_start_one_process(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "job-1", iterations=20)
-    first, second = PaperDesk([Claim("job-1", plan)]), PaperDesk([Claim("job-1", plan)])
+    first, second = PaperDesk([claim(plan)]), PaperDesk([claim(plan)])
     with running(first):
         reached(first, 1)
         with running(second):

@@ -8,7 +8,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.jobs.tail import Follower, Progress, Tail
+from service.jobs.tail import Checkpoint, Follower, News, Progress, Tail
+
+NOTHING = News([], [])
 
 
 def iteration(number: int, **figures: float) -> str:
@@ -29,7 +31,7 @@ def run(tmp_path: Path) -> Path:
 def test_where_a_run_is(tmp_path: Path) -> None:
     events = run(tmp_path)
     follower = Follower(tmp_path)
-    assert follower.look() == []
+    assert follower.look() == NOTHING
     assert follower.progress == Progress(iterations=40)
     events.write_text(iteration(1) + iteration(2, loss_generator=-0.25))
     (tmp_path / "run/samples/000002.png").touch()
@@ -50,30 +52,45 @@ def test_each_point_of_the_quality_curve_comes_once_also_to_who_takes_over(tmp_p
     events = run(tmp_path)
     follower = Follower(tmp_path)
     events.write_text(iteration(1) + quality(1, 0.5))
-    assert [event["accuracy_1"] for event in follower.look()] == [0.5]
+    assert [event["accuracy_1"] for event in follower.look().quality] == [0.5]
     assert follower.progress.quality == {"score": 0.2, "accuracy_1": 0.5}
-    assert follower.look() == []
+    assert follower.look() == NOTHING
     restarted = Follower(tmp_path, Progress(**follower.progress.as_dict()))
-    assert restarted.look() == []
+    assert restarted.look() == NOTHING
     with events.open("a") as stream:
         stream.write(iteration(2) + quality(2, 0.75))
-    assert [event["accuracy_1"] for event in restarted.look()] == [0.75]
+    assert [event["accuracy_1"] for event in restarted.look().quality] == [0.75]
 
 
 def test_a_resumed_run_goes_back_and_its_progress_with_it(tmp_path: Path) -> None:
     events = run(tmp_path)
     follower = Follower(tmp_path)
     events.write_text("".join(iteration(n) for n in range(1, 8)) + quality(7, 0.6))
-    assert len(follower.look()) == 1
+    assert len(follower.look().quality) == 1
     replacement = tmp_path / "run/.events"
     replacement.write_text("".join(iteration(n) for n in range(1, 5)))
     replacement.replace(events)
-    assert follower.look() == []
+    assert follower.look() == NOTHING
     assert follower.progress.iteration == 4
     with events.open("a") as stream:
         stream.write(iteration(5) + quality(7, 0.6))
-    assert follower.look() == []
+    assert follower.look() == NOTHING
     assert follower.progress.iteration == 5
+
+
+def test_states_are_told_with_the_figures_and_the_grid_of_their_time(tmp_path: Path) -> None:
+    events = run(tmp_path)
+    follower = Follower(tmp_path)
+    events.write_text(iteration(1) + iteration(2))
+    (tmp_path / "run/checkpoints/000002").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/.000004.abc").mkdir()
+    (tmp_path / "run/samples/000002.png").touch()
+    sample = f"student/{tmp_path.name}/run/samples/000002.png"
+    assert follower.look().checkpoints == [Checkpoint(2, {"fake": 0.5}, sample)]
+    assert follower.look().checkpoints == []
+    events.write_text(iteration(1) + iteration(2) + quality(2, 0.5))
+    (tmp_path / "run/checkpoints/000004").mkdir()
+    assert [state.step for state in follower.look().checkpoints] == [4]
 
 
 def test_lines_that_were_cut_or_hold_something_else_are_passed_over(tmp_path: Path) -> None:
