@@ -5,6 +5,7 @@ never runs for longer than its lease. Between the two lie files in one folder:
 
 FOLDER/process.json  the process group of the command
 FOLDER/alive         locked for as long as any process of the command lives
+FOLDER/ticket        which command is the current one, where a late one could start beside it
 FOLDER/lease         touched for as long as the job is wanted
 FOLDER/stop          is there when the command is to stop
 FOLDER/log.txt       what the command says
@@ -28,7 +29,7 @@ from typing import Any
 from uuid import uuid4
 
 TICK = 0.1
-PROCESS, ALIVE, LEASE, STOP, LOG = "process.json", "alive", "lease", "stop", "log.txt"
+PROCESS, ALIVE, TICKET, LEASE, STOP, LOG = "process.json", "alive", "ticket", "lease", "stop", "log.txt"
 NOT_STARTED = 127
 
 
@@ -111,21 +112,33 @@ def _touched(path: Path) -> float | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Whole or not at all."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
-        temporary.write_text(json.dumps(content) + "\n")
+        temporary.write_text(text)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_text(path: Path) -> str | None:
     """None if it is not there."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        return path.read_text()
     except FileNotFoundError:
         return None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None if it is not there."""
+    text = read_text(path)
+    if text is None:
+        return None
+    content: dict[str, Any] = json.loads(text)
     return content
 
 
@@ -136,8 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lease-seconds", type=float, required=True)
     parser.add_argument("--grace-seconds", type=float, required=True)
     parser.add_argument("--nice", type=int, default=0)
+    parser.add_argument("--ticket", help="do nothing if another one is the current one")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(argv)
+    if options.ticket and options.ticket != read_text(options.folder / TICKET):
+        return 0
     os.nice(options.nice)
     attendant = Attendant(options.folder, options.lease_seconds, options.grace_seconds)
     code = attendant.run(options.stage, options.command)

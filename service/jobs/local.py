@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -45,6 +45,10 @@ class Command:
         """The command with its attendant."""
         attend = [sys.executable, "-m", "service.jobs.attend", str(self.folder), self.stage]
         return [*attend, *self.options, "--", *self.arguments]
+
+    def with_ticket(self, ticket: str) -> Command:
+        """The same, which does nothing once another ticket is the job's current one."""
+        return replace(self, options=(*self.options, "--ticket", ticket))
 
 
 class Backend(Protocol):

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ..errors import ServiceError
-from .attend import STOP, read_json, write_json
-from .local import SETTLING_SECONDS, Command, forget_the_one_before
+from .attend import STOP, TICKET, read_text, write_text
+from .local import SETTLING_SECONDS, Command, ask_to_stop, forget_the_one_before
 
 log = logging.getLogger(__name__)
 
-SUBMISSION = "ray.json"
 WAITING = "PENDING"
 LIVING = (WAITING, "RUNNING")
 
@@ -57,14 +57,13 @@ class RayJobs:
     def start(self, command: Command) -> None:
         if self.alive(command.folder):
             raise ServiceError(f"a process of {command.folder.name} is still alive", status=500)
-        number = (read_json(command.folder / SUBMISSION) or {"number": 0})["number"] + 1
-        submission = f"{command.folder.name}-{command.stage}-{number}"
+        submission = f"{command.folder.name}-{command.stage}-{uuid4().hex[:8]}"
         forget_the_one_before(command)
         # Written first: if this process dies now, whoever comes next asks Ray whether it has the job.
-        write_json(command.folder / SUBMISSION, {"submission": submission, "number": number})
+        write_text(command.folder / TICKET, submission)
         try:
             self._client.submit_job(
-                entrypoint=shlex.join(command.line),
+                entrypoint=shlex.join(command.with_ticket(submission).line),
                 submission_id=submission,
                 runtime_env={"env_vars": dict(command.environment)},
                 entrypoint_num_gpus=self.gpus or None,
@@ -75,23 +74,25 @@ class RayJobs:
 
     def alive(self, folder: Path) -> bool:
         """Also while the cluster does not answer: what may be alive must not get a second process."""
-        record = read_json(folder / SUBMISSION)
-        if record is None:
+        submission = read_text(folder / TICKET)
+        if submission is None:
             return False
-        status = self._status(record["submission"])
+        status = self._status(submission)
         if status == WAITING and (folder / STOP).exists():
-            self._client.stop_job(record["submission"])  # nobody is there yet to see the file
+            # Ray ends what waits for a node only when it has found one; by then the stop or another ticket does.
+            self._client.stop_job(submission)
+            return False
         return status is None or status in LIVING
 
     def kill(self, folder: Path) -> None:
         deadline = time.monotonic() + SETTLING_SECONDS + 10  # Ray gives it three seconds itself
+        ask_to_stop(folder)
         while self.alive(folder):
-            record = read_json(folder / SUBMISSION)
-            assert record is not None
+            submission = read_text(folder / TICKET)
             try:
-                self._client.stop_job(record["submission"])
+                self._client.stop_job(submission)
             except RuntimeError as error:
-                log.warning("%s: %s", record["submission"], _first_line(error))
+                log.warning("%s: %s", submission, _first_line(error))
             if time.monotonic() > deadline:
                 raise ServiceError(f"the process of {folder.name} cannot be killed", status=500)
             time.sleep(0.2)

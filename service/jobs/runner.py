@@ -63,12 +63,17 @@ class Runner:
         make_command: Callable[[Plan, str], Command],
         conclude: Conclude,
         limits: Limits,
-        name: str = "job-runner",
+        slot: Path,
     ) -> None:
+        """
+        Args:
+            slot: A file that is locked while this runner works, so that no other one of this machine uses
+                the same device.
+        """
         self.desk, self.backend, self.limits = desk, backend, limits
-        self.make_command, self.conclude = make_command, conclude
+        self.make_command, self.conclude, self.slot = make_command, conclude, slot
         self.stopping = threading.Event()
-        self._thread = threading.Thread(target=self.run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self.run, name=slot.name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -82,8 +87,11 @@ class Runner:
 
     def run(self) -> None:
         while not self.stopping.is_set():
-            if not self._next():
-                self.stopping.wait(self.limits.poll_seconds)
+            with only_one(self.slot) as alone:
+                while alone and not self.stopping.is_set():
+                    if not self._next():
+                        self.stopping.wait(self.limits.poll_seconds)
+            self.stopping.wait(self.limits.poll_seconds)
 
     def _next(self) -> bool:
         """Whether there was a job to do."""
@@ -101,8 +109,8 @@ class Runner:
     def attend(self, claim: Claim) -> None:
         """Sees a job through, or as far as is wished."""
         claim.plan.folder.mkdir(parents=True, exist_ok=True)
-        with _only_attendant(claim.plan.folder) as only:
-            if not only:
+        with only_one(claim.plan.folder / ATTENDED) as alone:
+            if not alone:
                 log.warning("job=%s is attended by another process of this machine", claim.job)
                 self.stopping.wait(self.limits.poll_seconds)
                 return
@@ -247,9 +255,9 @@ class Attempt:
 
 
 @contextmanager
-def _only_attendant(folder: Path) -> Iterator[bool]:
-    """Whether no other process of this machine attends the job; holds the right to it meanwhile."""
-    with (folder / ATTENDED).open("ab") as file:
+def only_one(path: Path) -> Iterator[bool]:
+    """Whether no other process of this machine is inside with the same file."""
+    with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

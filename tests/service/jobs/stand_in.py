@@ -32,7 +32,7 @@ def distill(arguments: list[str]) -> int:
         return say("nothing to resume", 2)
     if not resume and saved is not None:
         return say("already holds a run", 2)
-    total = int(found[1]) if (found := re.search(r"^iterations: (\d+)", recipe, re.M)) else 10
+    total = int(found[1]) if (found := re.search(r'iterations"?: (\d+)', recipe)) else 10
     (out / "run/samples").mkdir(parents=True, exist_ok=True)
     (out / "run/recipe.yaml").write_text(f"iterations: {total}\n")
     note(out, f"start {os.getpid()}")

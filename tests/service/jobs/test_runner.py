@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,7 @@ def keep(claim: Claim, heart: Heartbeat) -> Ending:
 
 
 def make_runner(desk: PaperDesk, limits: Limits = LIMITS) -> Runner:
-    return Runner(desk, Local(), make_command, keep, limits)
+    return Runner(desk, Local(), make_command, keep, limits, Path(tempfile.mkdtemp()) / "slot")
 
 
 @contextmanager
