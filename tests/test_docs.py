@@ -20,7 +20,7 @@ from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKING = ("make demo", "make test", "fewstep serve")
+BLOCKING = ("make demo", "make test", "fewstep serve", "deploy/up.sh")
 
 
 def blocks(language: str) -> list[str]:
