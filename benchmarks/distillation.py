@@ -35,6 +35,7 @@ from distill.shapes.architectures import new_transformer
 from distill.trainer import FAKE, Trainer, _attention
 
 RECIPES = ("shapes-sana", "shapes-sd3", "shapes-flux")
+WAYS = ("loop", "straightforward", "checkpointing")
 PUBLISHED = {"ema": None, "keep": None}  # the published run keeps no average of the weights
 VARIANTS: dict[str, dict[str, Any]] = {
     "loop": {},
@@ -160,6 +161,7 @@ class Passes:
 def times(name: str, batch: int, rounds: int) -> dict[str, Any]:
     """Seconds of every pass, and of both implementations at every k: all rounds, raw."""
     trainer = new_trainer(_recipe(name, batch))
+    frugal = new_trainer(_recipe(name, batch, activation_checkpointing=True))
     plain = Straightforward(new_trainer(_recipe(name, batch)))
     passes = Passes(trainer).calls()
     found: dict[str, list[list[float]]] = {}
@@ -168,8 +170,13 @@ def times(name: str, batch: int, rounds: int) -> dict[str, Any]:
             for what, call in passes.items():
                 found.setdefault(what, []).append(_seconds(call))
         for k in range(1, trainer.recipe.steps + 1):
-            found.setdefault(f"loop, k={k}", []).append(_seconds(partial(iterate, trainer, k)))
-            found.setdefault(f"straightforward, k={k}", []).append(_seconds(partial(plain.iterate, k)))
+            ways = {
+                "loop": partial(iterate, trainer, k),
+                "straightforward": partial(plain.iterate, k),
+                "checkpointing": partial(iterate, frugal, k),
+            }
+            for way, call in ways.items():
+                found.setdefault(f"{way}, k={k}", []).append(_seconds(call))
     return {
         what: {"cpu": [c for c, _ in all_[1:]], "wall": [w for _, w in all_[1:]]}
         for what, all_ in found.items()
@@ -237,12 +244,11 @@ def ratios(measured: dict[str, Any]) -> dict[int, dict[str, float]]:
     """By k: seconds of the passes, of the loop and of the straightforward implementation (medians)."""
     middle = {what: median(seconds["cpu"]) for what, seconds in measured.items()}
     passes = {what: seconds for what, seconds in middle.items() if "k=" not in what}
-    steps = sum(what.startswith("loop") for what in middle)
+    steps = len(middle.keys() - passes.keys()) // len(WAYS)
     return {
         k: {
             "passes": sum(Passes.count(what, k) * seconds for what, seconds in passes.items()),
-            "loop": middle[f"loop, k={k}"],
-            "straightforward": middle[f"straightforward, k={k}"],
+            **{way: middle[f"{way}, k={k}"] for way in WAYS},
         }
         for k in range(1, steps + 1)
     }
@@ -251,26 +257,16 @@ def ratios(measured: dict[str, Any]) -> dict[int, dict[str, float]]:
 def average(measured: dict[str, Any]) -> dict[str, float]:
     """Over k, which is uniform."""
     by_k = ratios(measured).values()
-    return {
-        what: sum(one[what] for one in by_k) / len(by_k) for what in ("passes", "loop", "straightforward")
-    }
+    return {what: sum(one[what] for one in by_k) / len(by_k) for what in ("passes", *WAYS)}
 
 
 def _report(results: dict[str, Any]) -> str:
     lines = [f"{results['machine']}, batch {results['batch']}, medians of {results['rounds']} rounds\n"]
-    head = [
-        "CPU s of an iteration",
-        "k",
-        "passes",
-        "loop",
-        "straightforward",
-        "loop / passes",
-        "iterations/s, ratio",
-    ]
+    head = ["CPU s of an iteration", "k", "passes", *WAYS, "loop / passes", "iterations/s, ratio"]
     rows = []
     for name, measured in results["time"].items():
         for k, one in [*ratios(measured).items(), ("mean", average(measured))]:
-            cells = [f"{one[what]:.3f}" for what in ("passes", "loop", "straightforward")]
+            cells = [f"{one[what]:.3f}" for what in ("passes", *WAYS)]
             against = f"{one['loop'] / one['passes']:.3f}", f"{one['straightforward'] / one['loop']:.2f}"
             rows.append([name, str(k), *cells, *against])
     lines.append(markdown(head, rows) + "\n")
@@ -288,10 +284,10 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     names = list(results["time"])
     bars = [average(results["time"][name]) for name in names]
-    for number, what in enumerate(("passes", "loop", "straightforward")):
+    for number, what in enumerate(("passes", *WAYS)):
         heights = [bar[what] / bar["passes"] for bar in bars]
-        left.bar([place + 0.27 * number for place in range(len(names))], heights, 0.25, label=what)
-    left.set_xticks([place + 0.27 for place in range(len(names))], names)
+        left.bar([place + 0.2 * number for place in range(len(names))], heights, 0.19, label=what)
+    left.set_xticks([place + 0.3 for place in range(len(names))], names)
     left.set_ylabel("CPU time of an iteration / its passes")
     left.axhline(1.15, color="grey", linewidth=0.8, linestyle="--")
     names = list(results["memory"])

@@ -1,8 +1,9 @@
 """SiD as one would write it first, in the structure of the published code (`sid.md` 2): the yardstick for the loop.
 
 Three whole copies of the network, Adam with both moments, a graph for every step of the rollout in the
-generator's update, the fused attention that PyTorch chooses. The random inputs are the loop's own, so that both
-do the same work and their losses can be compared; written for data-free recipes without an adapter.
+generator's update, each FLUX step evaluated twice with the first result thrown away, the attention that PyTorch
+chooses. The random inputs are the loop's own, so that both do the same work and their losses can be compared;
+written for data-free recipes without an adapter.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Straightforward:
         self.generator_optimizer = torch.optim.Adam(
             self.generator.parameters(), wanted.lr_generator, **settings
         )
+        self.calls = 2 if inputs.teacher.family.name == "flux" else 1
         self.losses: dict[str, float] = {}
 
     def iterate(self, k: int) -> None:
@@ -78,8 +80,9 @@ class Straightforward:
             if step == k - 1:
                 x = x.detach()
             t_B = torch.full((len(x),), level)
-            embed = self.recipe.guidance.student_embed
-            clean = flow.x0_from_velocity(x, self._velocity(self.generator, draw, x, t_B, 1.0, embed), t_B)
+            for _ in range(self.calls):
+                v = self._velocity(self.generator, draw, x, t_B, 1.0, self.recipe.guidance.student_embed)
+            clean = flow.x0_from_velocity(x, v, t_B)
         return clean
 
     def _fake_loss(self, draw: Draw, k: int) -> Tensor:
