@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import ServiceError
 
+PREFIX, FILE = "FEWSTEP_", "_FILE"
 DEFAULT_MODELS = {"shapes-sana-sid": "shapes-sana-sid"}
 
 
@@ -21,11 +24,12 @@ def _data_home() -> Path:
 
 
 class Settings(BaseSettings):
-    """Each field is the environment variable `FEWSTEP_<NAME>` and a line of `fewstep serve --help`."""
+    """Each field is the environment variable `FEWSTEP_<NAME>` and a line of `fewstep serve --help`.
 
-    model_config = SettingsConfigDict(
-        env_prefix="FEWSTEP_", env_ignore_empty=True, extra="ignore", frozen=True
-    )
+    The variable `FEWSTEP_<NAME>_FILE` names a file that holds the value.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
@@ -160,11 +164,41 @@ def read_settings(**overrides: Any) -> Settings:
     """The environment's settings with `overrides` on top.
 
     Raises:
-        ServiceError: a value is out of range; names the setting.
+        ServiceError: a value is out of range, a file of one cannot be read, or there is no such setting;
+            names it.
     """
+    _check_names(os.environ)
     try:
-        return Settings(**overrides)
+        return Settings(**_from_files(os.environ) | overrides)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        raise ServiceError(f"{name} (FEWSTEP_{name.upper()}): {first['msg']}", param=name) from error
+        raise ServiceError(f"{name} ({PREFIX}{name.upper()}): {first['msg']}", param=name) from error
+
+
+def _check_names(environment: Mapping[str, str]) -> None:
+    """A misspelt variable would otherwise be a setting that does nothing."""
+    known = [PREFIX + name.upper() + ending for name in Settings.model_fields for ending in ("", FILE)]
+    for variable in environment:
+        if variable.startswith(PREFIX) and variable not in known:
+            close = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)
+            hint = f"did you mean {close[0]}?" if close else "`fewstep serve --help` lists all of them"
+            raise ServiceError(f"{variable} is not a setting; {hint}", param=variable)
+
+
+def _from_files(environment: Mapping[str, str]) -> dict[str, str]:
+    """`FEWSTEP_<NAME>_FILE` holds the value, as secrets are mounted; an empty one means the default."""
+    values: dict[str, str] = {}
+    for name in Settings.model_fields:
+        variable = PREFIX + name.upper()
+        file = environment.get(variable + FILE)
+        if not file:
+            continue
+        if environment.get(variable):
+            raise ServiceError(f"{variable} and {variable}{FILE} are both set; unset one", param=name)
+        try:
+            content = Path(file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ServiceError(f"cannot read {variable}{FILE}: {error}", param=name) from error
+        values |= {name: content} if content else {}
+    return values
