@@ -367,7 +367,10 @@ def _keys(rooms: Subparsers[Parser]) -> None:
     add.add_argument(
         "--limit", type=arguments.positive, metavar="N", help="step-images a minute; default: no limit"
     )
-    add.add_argument("--admin", action="store_true", help="may load and unload models")
+    add.add_argument(
+        "--admin", action="store_true", help="may load and unload models, and whatever --jobs may"
+    )
+    add.add_argument("--jobs", action="store_true", help="may run distillation jobs and see all files")
 
 
 def _shapes(rooms: Subparsers[Parser]) -> None:

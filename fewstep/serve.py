@@ -30,4 +30,4 @@ def serve(options: argparse.Namespace) -> int:
 def add_key(options: argparse.Namespace) -> None:
     from service.keys import add_key as add
 
-    print(add(options.file, options.name, options.limit, options.admin))
+    print(add(options.file, options.name, options.limit, options.admin, options.jobs))

@@ -12,6 +12,7 @@ from alembic.config import Config
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from ..errors import ServiceError
@@ -60,6 +61,8 @@ class Database:
                 self.migrate()
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
+        except PoolTimeout as error:
+            raise StoreGoneError("all connections are in use") from error
         except DBAPIError as error:
             if _is_gone(error):
                 raise StoreGoneError(_reason(error)) from error
