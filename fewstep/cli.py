@@ -66,6 +66,7 @@ def parser() -> Parser:
     _build(rooms)
     _bundle(rooms)
     _serve(rooms)
+    _worker(rooms)
     _keys(rooms)
     _bench(rooms)
     _shapes(rooms)
@@ -319,6 +320,12 @@ def _serve(rooms: Subparsers[Parser]) -> None:
     command = rooms.add_parser("serve", help="the server; without --model the shipped shapes model")
     command.set_defaults(run=commands.serve)
     command.add_argument("--model", action="append", metavar="NAME=BUNDLE", help="may be repeated")
+    commands.add_settings(command)
+
+
+def _worker(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("worker", help="runs the jobs of a server, in a process of its own")
+    command.set_defaults(run=commands.work)
     commands.add_settings(command)
 
 

@@ -40,15 +40,16 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
     """
     metrics = Metrics()
     metrics.health.queue_limit.set(settings.queue_limit)
+    served = Models(settings, metrics, runtimes)
     service = Service(
         settings,
         metrics,
-        Models(settings, metrics, runtimes),
+        served,
         FileStore(settings.data_dir / "pictures"),
         Keys(settings.api_keys),
         Tracing(),
         Idempotency(),
-        Jobs(settings, metrics),
+        Jobs(settings, metrics, served),
     )
     app = FastAPI(
         title="fewstep",

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -79,6 +80,38 @@ class Health:
         self._model_ready.clear()
         for name, draws in models.items():
             self._model_ready.labels(name).set(draws)
+
+
+class RunningJobs:
+    """Where the jobs that run are; one that has ended has no series any more."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, help: str, *labels: str) -> Gauge:
+            return Gauge(f"fewstep_job_{name}", help, ["job", *labels], registry=registry)
+
+        self._progress = gauge("progress_ratio", "Share of a running job's iterations that is done.")
+        self._pace = gauge("images_per_second", "Pace of a running job.")
+        self._left = gauge("remaining_seconds", "Estimate of the rest of a running job's distillation.")
+        self._loss = gauge(
+            "loss", "Newest losses of a running job; of SiD, they say nothing of quality.", "loss"
+        )
+        self._quality = gauge("quality", "Newest figures of a running job's quality curve.", "measure")
+
+    def show(self, progress: Mapping[str, Mapping[str, Any]]) -> None:
+        """
+        Args:
+            progress: By the id of the job, as its runner last told.
+        """
+        for one in (self._progress, self._pace, self._left, self._loss, self._quality):
+            one.clear()
+        for job, told in progress.items():
+            self._progress.labels(job).set(told.get("percent", 0) / 100)
+            for gauge, name in ((self._pace, "images_per_second"), (self._left, "eta_seconds")):
+                if told.get(name) is not None:
+                    gauge.labels(job).set(told[name])
+            for gauge, name in ((self._loss, "losses"), (self._quality, "quality")):
+                for key, value in told.get(name, {}).items():
+                    gauge.labels(job, key).set(value)
 
 
 class Metrics:
@@ -165,6 +198,7 @@ class Metrics:
             buckets=JOB_SECONDS,
             registry=registry,
         )
+        self.running = RunningJobs(registry)
         build = Info("fewstep_build", "Versions of this server.", registry=registry)
         build.info({"version": package_version(), "python": platform.python_version()})
 

@@ -195,6 +195,13 @@ class Settings(BaseSettings):
     jobs_fid_statistics: str | None = Field(
         default=None, description="Statistics of real pictures for the gate's FID"
     )
+    jobs_server: str = Field(
+        default="http://127.0.0.1:8000",
+        description="The server that a `fewstep worker` publishes on; they share one data folder",
+    )
+    jobs_server_key: SecretStr | None = Field(
+        default=None, description="An administrator's key for that server, where it wants keys"
+    )
     artifacts_url: str | None = Field(
         default=None, description="Where jobs leave what they make: an fsspec URL; by default the data folder"
     )

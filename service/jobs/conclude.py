@@ -95,12 +95,17 @@ class Conclusion:
             return {"published": False, "reasons": [NOT_ASKED]}
         if not verdict.passed:
             return {"published": False, "reasons": verdict.reasons}
-        try:
-            version = self.publisher.publish(claim, claim.publish, bundle, verdict, rest)
-        except ServiceError as error:
-            log.warning("job=%s not published: %s", claim.job, error)
-            return {"published": False, "reasons": [str(error)]}
-        return {"published": True, "reasons": [], "version": version}
+        while True:
+            try:
+                version = self.publisher.publish(claim, claim.publish, bundle, verdict, rest)
+                return {"published": True, "reasons": [], "version": version}
+            except ServiceError as error:
+                if error.status == 503 and error.code != "memory_full":
+                    log.warning("job=%s the server cannot take it now: %s", claim.job, error)
+                    rest()
+                    continue
+                log.warning("job=%s not published: %s", claim.job, error)
+                return {"published": False, "reasons": [str(error)]}
 
     def _tidy(self, plan: Plan) -> None:
         """What retention does not want; that it cannot be removed does not undo the job."""

@@ -105,8 +105,12 @@ class Publication:
 class SameProcess:
     """The models of this very process, whose event loop is another thread's."""
 
-    def __init__(self, models: Models, loop: asyncio.AbstractEventLoop) -> None:
-        self._models, self._loop = models, loop
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
 
     def versions(self, model: str) -> list[Version]:
         line = self._models.lines.get(model)
@@ -130,6 +134,7 @@ class SameProcess:
         self._wait(self._models.rollback(model))
 
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        assert self._loop is not None
         try:
             return asyncio.run_coroutine_threadsafe(work, self._loop).result(SECONDS)
         except TimeoutError as error:

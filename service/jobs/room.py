@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,15 +12,18 @@ import anyio
 import anyio.to_thread
 
 from ..metrics import Metrics
+from ..models import Models
 from ..settings import Settings
 from .database import Database, sqlite_url
 from .intake import Intake
 from .objects import announcement
+from .publish import SameProcess
 from .recipes import Recipes
 from .store import JobStore
 from .upkeep import Upkeep
 from .uploads import Uploads
 from .webhooks import Webhooks, read_secret
+from .workers import make_workers
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,10 +34,13 @@ THREADS = 12
 class Jobs:
     """The store of jobs and files, and what is done about them. Nothing is opened before it is needed."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, models: Models) -> None:
         """
+        Args:
+            models: Where students are published.
+
         Raises:
-            ServiceError: the database's URL or the webhooks' secret will not do.
+            ServiceError: the database's URL, the webhooks' secret, or a setting of the runners will not do.
         """
         secret = settings.webhook_secret and read_secret(settings.webhook_secret.get_secret_value())
         self.folder: Path = settings.jobs_folder
@@ -45,12 +52,27 @@ class Jobs:
         self.intake = Intake(recipes, self.uploads, settings.webhook_hosts, secret or None)
         webhooks = Webhooks(self.database, secret, settings.webhook_attempts) if secret else None
         self._upkeep = Upkeep(self.store, metrics, webhooks)
+        self._server = SameProcess(models)
+        self._workers = None
+        if settings.jobs_workers:
+            self._workers = make_workers(settings, self.store, self.intake.find_file, self._server)
         self._threads = anyio.CapacityLimiter(THREADS)
 
     def start(self) -> None:
+        """From the event loop that serves the models."""
+        self._server.bind(asyncio.get_running_loop())
         self._upkeep.start()
+        if self._workers is not None:
+            self._workers.start()
+
+    def wind_down(self) -> None:
+        """Asks the jobs of this process to save their state; `stop` waits until they have."""
+        if self._workers is not None:
+            self._workers.wind_down()
 
     def stop(self) -> None:
+        if self._workers is not None:
+            self._workers.stop()
         self._upkeep.stop()
         self.database.close()
 

@@ -84,7 +84,8 @@ class Runner:
         self.stopping.set()
 
     def join(self) -> None:
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def run(self) -> None:
         while not self.stopping.is_set():

@@ -215,6 +215,12 @@ class JobStore:
             rows = session.execute(select(JobRow.status, func.count()).group_by(JobRow.status)).all()
         return {row[0]: row[1] for row in rows}
 
+    def running(self) -> dict[str, dict[str, Any]]:
+        """The jobs that run, by id, with what their runners last told of their progress."""
+        wanted = select(JobRow.id, JobRow.progress).where(JobRow.status == "running")
+        with self.database.begin() as session:
+            return {row[0]: row[1] for row in session.execute(wanted).all()}
+
     def using(self, file: str) -> list[str]:
         """Ids of the jobs that are not at their end and need the file."""
         wanted = select(JobRow.id).where(JobRow.training_file == file, JobRow.status.in_(ACTIVE))

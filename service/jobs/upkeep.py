@@ -74,6 +74,7 @@ class Upkeep:
         counts = self._store.counts()
         for status in STATUSES:
             self._metrics.jobs.labels(status).set(counts.get(status, 0))
+        self._metrics.running.show(self._store.running())
         ended = select(JobRow).where(JobRow.finished_at >= self._ended_since, JobRow.started_at.is_not(None))
         with self._store.database.begin() as session:
             rows = session.scalars(ended).all()

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
+from pydantic import SecretStr
 
 from fewstep.cli import parser
 from service import pictures
@@ -179,6 +180,8 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "jobs_clip": ("a/clip", "a/clip"),
     "jobs_fid_features": ("a/network", "a/network"),
     "jobs_fid_statistics": ("/srv/coco.npz", "/srv/coco.npz"),
+    "jobs_server": ("http://10.0.0.2:8000", "http://10.0.0.2:8000"),
+    "jobs_server_key": ("secret", SecretStr("secret")),
     "artifacts_url": ("s3://bucket/jobs", "s3://bucket/jobs"),
     "log_format": ("json", "json"),
     "log_prompts": ("true", True),
