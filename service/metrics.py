@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -12,11 +13,13 @@ from prometheus_client import (
     Gauge,
     Histogram,
     Info,
+    ProcessCollector,
     disable_created_metrics,
 )
 
 SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 """Dense where few-step generation lives: 60 ms and 95 ms fall into different buckets."""
+JOB_STATUSES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 JOB_SECONDS = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4)
 IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -55,6 +58,28 @@ class ModelMeters:
     reduced: Counter
     cancelled: Counter
     prediction: Histogram
+
+
+class Health:
+    """Whether the server and its models can be used, and how much one takes in."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._ready = Gauge(
+            "fewstep_ready", "1 while /health/ready says that the server is ready.", registry=registry
+        )
+        self._model_ready = Gauge(
+            "fewstep_model_ready", "1 while the model is loaded and draws.", ["model"], registry=registry
+        )
+        self.queue_limit = Gauge(
+            "fewstep_queue_limit_images", "The setting queue_limit, which is per model.", registry=registry
+        )
+
+    def report(self, ready: bool, models: Mapping[str, bool]) -> None:
+        """How it is from now on; a model not named any more has no series."""
+        self._ready.set(ready)
+        self._model_ready.clear()
+        for name, draws in models.items():
+            self._model_ready.labels(name).set(draws)
 
 
 class Metrics:
@@ -133,12 +158,16 @@ class Metrics:
             "fewstep_engine_restarts", "Engines restarted after a failure.", ["model"], registry=registry
         )
         self.jobs = Gauge("fewstep_jobs", "Distillation jobs in the database.", ["status"], registry=registry)
+        for status in JOB_STATUSES:
+            self.jobs.labels(status)
         self.job_seconds = Histogram(
             "fewstep_job_duration_seconds",
             "Time from a job's first start to its end, of those that ended since this server started.",
             buckets=JOB_SECONDS,
             registry=registry,
         )
+        self.health = Health(registry)
+        ProcessCollector(registry=registry)
         build = Info("fewstep_build", "Versions of this server.", registry=registry)
         build.info({"version": package_version(), "python": platform.python_version()})
 
