@@ -20,6 +20,7 @@ from prometheus_client import (
 
 SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 """Dense where few-step generation lives: 60 ms and 95 ms fall into different buckets."""
+JOB_STATUSES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 JOB_SECONDS = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4)
 IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -189,9 +190,9 @@ class Metrics:
         self._restarts = Counter(
             "fewstep_engine_restarts", "Engines restarted after a failure.", ["model"], registry=registry
         )
-        self.health = Health(registry)
-        ProcessCollector(registry=registry)
         self.jobs = Gauge("fewstep_jobs", "Distillation jobs in the database.", ["status"], registry=registry)
+        for status in JOB_STATUSES:
+            self.jobs.labels(status)
         self.job_seconds = Histogram(
             "fewstep_job_duration_seconds",
             "Time from a job's first start to its end, of those that ended since this server started.",
@@ -199,6 +200,8 @@ class Metrics:
             registry=registry,
         )
         self.running = RunningJobs(registry)
+        self.health = Health(registry)
+        ProcessCollector(registry=registry)
         build = Info("fewstep_build", "Versions of this server.", registry=registry)
         build.info({"version": package_version(), "python": platform.python_version()})
 

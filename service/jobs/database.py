@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from ..errors import ServiceError
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30.0
 CONNECT_SECONDS = 5
+MIGRATING = threading.Lock()
+"""Alembic keeps what it works on in its modules."""
 DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
 
 
@@ -69,10 +72,10 @@ class Database:
             raise
 
     def migrate(self) -> None:
-        """Brings the tables to this version; two servers may do so at once."""
+        """Brings the tables to this version; two servers may do so at once, and threads after one another."""
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
-        with self.engine.begin() as connection:
+        with MIGRATING, self.engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
         self._migrated = True

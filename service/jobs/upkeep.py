@@ -8,15 +8,14 @@ import time
 
 from sqlalchemy import select
 
-from ..metrics import Metrics
+from ..metrics import JOB_STATUSES, Metrics
 from .database import StoreGoneError
 from .store import JobStore
-from .tables import ENDED, JobRow, Status, now
+from .tables import JobRow, now
 from .webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
-STATUSES: tuple[Status, ...] = ("queued", "running", "paused", *ENDED)
 POLL_SECONDS = 1.0
 COUNT_SECONDS = 5.0
 
@@ -72,7 +71,7 @@ class Upkeep:
     def count(self) -> None:
         """Brings the metrics up to the store: all jobs of the database, whichever server runs them."""
         counts = self._store.counts()
-        for status in STATUSES:
+        for status in JOB_STATUSES:
             self._metrics.jobs.labels(status).set(counts.get(status, 0))
         self._metrics.running.show(self._store.running())
         ended = select(JobRow).where(JobRow.finished_at >= self._ended_since, JobRow.started_at.is_not(None))

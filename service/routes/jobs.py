@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -23,7 +22,7 @@ from ..jobs.schemas import (
 )
 from ..jobs.store import NewJob
 from ..jobs.tables import JobRow
-from ..jobs.watching import look_at, watch
+from ..jobs.watching import Look, look_at, watch
 from .images import ERRORS
 
 
@@ -112,7 +111,10 @@ async def list_events(
 async def _streamed(id: str, request: Request, service: Service, after: str | None) -> Response:
     last = request.headers.get("last-event-id") or after
     number = event_number(last, "Last-Event-ID") if last else 0
-    look = partial(service.jobs.call, look_at, service.jobs.store, id)
+
+    async def look(number: int) -> Look:
+        return await service.jobs.call(look_at, service.jobs.store, id, number)
+
     await look(number)  # so that what is wrong is said with a status of its own
     frames = watch(look, number, lambda: service.models.status == "draining")
     return StreamingResponse(frames, media_type="text/event-stream", headers={"Cache-Control": "no-store"})

@@ -27,6 +27,8 @@ FROZEN = {
     "fewstep_cancelled_images_total": {"model"},
     "fewstep_prediction_ratio": {"model"},
     "fewstep_engine_restarts_total": {"model"},
+    "fewstep_jobs": {"status"},
+    "fewstep_job_duration_seconds": set(),
     "fewstep_ready": set(),
     "fewstep_model_ready": {"model"},
     "fewstep_queue_limit_images": set(),

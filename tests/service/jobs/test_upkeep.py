@@ -8,8 +8,8 @@ import pytest
 
 from service.jobs.database import Database, StoreGoneError
 from service.jobs.store import JobStore, NewJob
-from service.jobs.upkeep import STATUSES, Upkeep
-from service.metrics import Metrics
+from service.jobs.upkeep import Upkeep
+from service.metrics import JOB_STATUSES, Metrics
 
 from ..running import wait_until
 
@@ -44,7 +44,7 @@ def test_jobs_are_counted_by_status_and_ended_ones_once(store: JobStore) -> None
         assert value(metrics, "fewstep_job_duration_seconds_count") == ended
         finish(store)
     upkeep.count()
-    counted = {status: value(metrics, "fewstep_jobs", status=status) for status in STATUSES}
+    counted = {status: value(metrics, "fewstep_jobs", status=status) for status in JOB_STATUSES}
     assert counted == {"queued": 1, "running": 0, "paused": 0, "succeeded": 3, "failed": 0, "cancelled": 0}
     assert value(metrics, "fewstep_job_duration_seconds_count") == 3
 

@@ -148,8 +148,8 @@ def test_the_official_client_sends_lists_reads_and_deletes(settings: Settings) -
         ({"json": {"purpose": "batch"}}, "file", "file"),
         (
             {"content": b"--x\r\nrubbish", "headers": {"content-type": "multipart/form-data; boundary=x"}},
-            None,
-            "multipart",
+            "file",
+            "file",
         ),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, None, "multipart"),
     ],
