@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import httpx
 
@@ -17,9 +17,6 @@ from engines.store import Store
 from ..errors import ServiceError
 from .desk import Claim, Over
 from .gate import Publish, Verdict
-
-if TYPE_CHECKING:
-    from ..models import Models
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +102,11 @@ class Publication:
 class SameProcess:
     """The models of this very process, whose event loop is another thread's."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Any) -> None:
+        """
+        Args:
+            models: A `service.models.Models` with versions.
+        """
         self._models = models
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -113,6 +114,8 @@ class SameProcess:
         self._loop = loop
 
     def versions(self, model: str) -> list[Version]:
+        if not hasattr(self._models, "lines"):
+            raise ServiceError("this server has no versions of models", code="no_versions")
         line = self._models.lines.get(model)
         found = reversed(line.versions) if line is not None else ()
         return [
