@@ -115,6 +115,58 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Origins whose pages may call this server, comma-separated; none by default"
     )
+    jobs_workers: bool = Field(
+        default=True, description="Whether this server runs jobs; if not, a `fewstep worker` has to"
+    )
+    jobs_backend: Literal["local", "ray"] = Field(
+        default="local", description="Where jobs run: on this machine, or on a Ray cluster"
+    )
+    jobs_ray_address: str | None = Field(
+        default=None, description="The Ray cluster's Jobs API, e.g. http://10.0.0.1:8265"
+    )
+    jobs_ray_gpus: float = Field(default=1.0, ge=0, description="GPUs that a job asks the Ray cluster for")
+    jobs_devices: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="GPUs for jobs as in CUDA_VISIBLE_DEVICES, comma-separated, one job at a time on each;"
+        " by default one job at a time that sees all",
+    )
+    jobs_nice: int = Field(default=10, ge=0, le=19, description="How much serving goes before jobs")
+    jobs_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of a job; by default PyTorch decides"
+    )
+    jobs_retries: int = Field(
+        default=2, ge=0, le=100, description="How often a job that crashes at one place is started again"
+    )
+    jobs_lease_seconds: float = Field(
+        default=120.0,
+        ge=1,
+        le=3600,
+        description="After how long without a sign of its runner a job may be taken by another one; its"
+        " process stops by itself after half of that",
+    )
+    jobs_stop_seconds: float = Field(
+        default=120.0, ge=0, le=3600, description="How long a job that is stopped may take to save its state"
+    )
+    jobs_keep_students: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of how many jobs of one name the artifacts are kept; by default of all",
+    )
+    jobs_keep_checkpoints: bool = Field(
+        default=False, description="Whether a job's states are kept after it has succeeded"
+    )
+    jobs_clip: str | None = Field(
+        default=None, description="CLIP for the gate's scores: a transformers folder or hub id"
+    )
+    jobs_fid_features: str | None = Field(
+        default=None, description="Network for the gate's FID: a transformers folder, hub id or .pt file"
+    )
+    jobs_fid_statistics: str | None = Field(
+        default=None, description="Statistics of real pictures for the gate's FID"
+    )
+    artifacts_url: str | None = Field(
+        default=None, description="Where jobs leave what they make: an fsspec URL; by default the data folder"
+    )
     log_format: Literal["text", "json"] = Field(default="text", description="Form of log lines")
     log_prompts: bool = Field(default=False, description="Whether log lines hold the prompts")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -126,7 +178,16 @@ class Settings(BaseSettings):
         """Where bundles are kept by name."""
         return self.data_dir / "bundles"
 
-    @field_validator("cors_origins", mode="before")
+    @property
+    def jobs_folder(self) -> Path:
+        """Where jobs work."""
+        return self.data_dir / "jobs"
+
+    @property
+    def artifacts(self) -> str:
+        return self.artifacts_url or str(self.data_dir.absolute() / "artifacts")
+
+    @field_validator("cors_origins", "jobs_devices", mode="before")
     @classmethod
     def _parse_origins(cls, value: Any) -> Any:
         return (
