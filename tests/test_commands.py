@@ -173,6 +173,12 @@ def _script(command: Command, given: list[str]) -> None:
     assert (ROOT / named[0]).exists(), f"{command}\nthere is no {named[0]}"
 
 
+def _profiles(command: Command, given: list[str]) -> None:
+    """deploy/up.sh starts what is always started, and the profiles that it is given."""
+    text = (ROOT / given[0]).read_text()
+    assert all(re.search(rf"\b{word}\b.*\) profiles", text) for word in given[1:]), command
+
+
 CHECKS: dict[str, Callable[[Command, list[str]], None]] = {
     "fewstep": _fewstep,
     "make": _make,
@@ -181,6 +187,7 @@ CHECKS: dict[str, Callable[[Command, list[str]], None]] = {
     "curl": _curl,
     "python": _script,
     "bash": _script,
+    "up.sh": _profiles,
     "psql": lambda command, given: None,
     "promtool": lambda command, given: None,
 }
