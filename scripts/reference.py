@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
+from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -224,12 +225,16 @@ def _default(field: FieldInfo) -> str:
 def metrics() -> str:
     with TemporaryDirectory() as folder:
         registry = create_app(Settings(data_dir=Path(folder))).state.service.metrics.registry
-    collectors = sorted(registry._collector_to_names, key=lambda one: one._name)
+    collectors = [one for one in registry._collector_to_names if isinstance(one, MetricWrapperBase)]
+    collectors.sort(key=lambda one: one._name)
     rows = [
         [f"`{_sampled(one)}`", one._type, ", ".join(one._labelnames), one._documentation]
         for one in collectors
     ]
-    where = "`GET /metrics`: Prometheus text, OpenMetrics on request. The names are frozen by a test."
+    where = (
+        "`GET /metrics`: Prometheus text, OpenMetrics on request. The names are frozen by a test. "
+        "prometheus_client's own `process_…` metrics are there besides."
+    )
     return _page("Metrics", where, _table(["name", "type", "labels", "what"], rows))
 
 
