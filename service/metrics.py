@@ -190,6 +190,13 @@ class Metrics:
         self._restarts = Counter(
             "fewstep_engine_restarts", "Engines restarted after a failure.", ["model"], registry=registry
         )
+        self._add_jobs(registry)
+        self.health = Health(registry)
+        ProcessCollector(registry=registry)
+        build = Info("fewstep_build", "Versions of this server.", registry=registry)
+        build.info({"version": package_version(), "python": platform.python_version()})
+
+    def _add_jobs(self, registry: CollectorRegistry) -> None:
         self.jobs = Gauge("fewstep_jobs", "Distillation jobs in the database.", ["status"], registry=registry)
         for status in JOB_STATUSES:
             self.jobs.labels(status)
@@ -200,10 +207,6 @@ class Metrics:
             registry=registry,
         )
         self.running = RunningJobs(registry)
-        self.health = Health(registry)
-        ProcessCollector(registry=registry)
-        build = Info("fewstep_build", "Versions of this server.", registry=registry)
-        build.info({"version": package_version(), "python": platform.python_version()})
 
     def stage(self, model: str, stage: str) -> StageMeters:
         return StageMeters(
