@@ -81,12 +81,9 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
         app.add_exception_handler(kind, _answer)
     for routes in (images, models, files, operations):
         app.include_router(routes.router)
-<<<<<<< HEAD
     for prefix in ("/v1/distillation", "/v1/fine_tuning"):
         app.include_router(jobs.router, prefix=prefix)
-=======
     app.mount("/static", operations.files, name="static")
->>>>>>> main
     return app
 
 
