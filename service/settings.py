@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import ServiceError
@@ -112,8 +112,98 @@ class Settings(BaseSettings):
         default=None,
         description="File of API keys (`fewstep keys add`); with it, requests to /v1 need one",
     )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Where jobs are kept: postgresql://USER:PASSWORD@HOST/NAME; by default SQLite in the data folder",
+    )
+    max_file_bytes: int = Field(
+        default=64 << 20, ge=1024, description="Largest file of POST /v1/files; larger ones get 413"
+    )
+    jobs_queue_limit: int = Field(
+        default=100, ge=1, description="Jobs that may wait for a runner; beyond it new ones get 429"
+    )
+    jobs_teachers: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("shapes-sana", "shapes-sd3", "shapes-flux"),
+        description="Teachers that jobs may name, comma-separated: shipped names, folders, hub ids, with * for"
+        " any part of them",
+    )
+    jobs_data: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("shapes",), description="Real pictures that jobs may name as data, likewise"
+    )
+    webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Hosts that webhooks may go to, comma-separated, * for any part of a name; none by default",
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="Signs webhooks: whsec_ and 24 to 64 bytes in base64"
+    )
+    webhook_attempts: int = Field(
+        default=8,
+        ge=1,
+        le=20,
+        description="How often a webhook is sent until it is given up; at longer intervals",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Origins whose pages may call this server, comma-separated; none by default"
+    )
+    jobs_workers: bool = Field(
+        default=True, description="Whether this server runs jobs; if not, a `fewstep worker` has to"
+    )
+    jobs_backend: Literal["local", "ray"] = Field(
+        default="local", description="Where jobs run: on this machine, or on a Ray cluster"
+    )
+    jobs_ray_address: str | None = Field(
+        default=None, description="The Ray cluster's Jobs API, e.g. http://10.0.0.1:8265"
+    )
+    jobs_ray_gpus: float = Field(default=1.0, ge=0, description="GPUs that a job asks the Ray cluster for")
+    jobs_devices: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="GPUs for jobs as in CUDA_VISIBLE_DEVICES, comma-separated, one job at a time on each;"
+        " by default one job at a time that sees all",
+    )
+    jobs_nice: int = Field(default=10, ge=0, le=19, description="How much serving goes before jobs")
+    jobs_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of a job; by default PyTorch decides"
+    )
+    jobs_retries: int = Field(
+        default=2, ge=0, le=100, description="How often a job that crashes at one place is started again"
+    )
+    jobs_lease_seconds: float = Field(
+        default=120.0,
+        ge=1,
+        le=3600,
+        description="After how long without a sign of its runner a job may be taken by another one; its"
+        " process stops by itself after half of that",
+    )
+    jobs_stop_seconds: float = Field(
+        default=120.0, ge=0, le=3600, description="How long a job that is stopped may take to save its state"
+    )
+    jobs_keep_students: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of how many jobs of one name the artifacts are kept; by default of all",
+    )
+    jobs_keep_checkpoints: bool = Field(
+        default=False, description="Whether a job's states are kept after it has succeeded"
+    )
+    jobs_clip: str | None = Field(
+        default=None, description="CLIP for the gate's scores: a transformers folder or hub id"
+    )
+    jobs_fid_features: str | None = Field(
+        default=None, description="Network for the gate's FID: a transformers folder, hub id or .pt file"
+    )
+    jobs_fid_statistics: str | None = Field(
+        default=None, description="Statistics of real pictures for the gate's FID"
+    )
+    jobs_server: str = Field(
+        default="http://127.0.0.1:8000",
+        description="The server that a `fewstep worker` publishes on; they share one data folder",
+    )
+    jobs_server_key: SecretStr | None = Field(
+        default=None, description="An administrator's key for that server, where it wants keys"
+    )
+    artifacts_url: str | None = Field(
+        default=None, description="Where jobs leave what they make: an fsspec URL; by default the data folder"
     )
     log_format: Literal["text", "json"] = Field(default="text", description="Form of log lines")
     log_prompts: bool = Field(default=False, description="Whether log lines hold the prompts")
@@ -126,7 +216,18 @@ class Settings(BaseSettings):
         """Where bundles are kept by name."""
         return self.data_dir / "bundles"
 
-    @field_validator("cors_origins", mode="before")
+    @property
+    def jobs_folder(self) -> Path:
+        """Where jobs work."""
+        return self.data_dir / "jobs"
+
+    @property
+    def artifacts(self) -> str:
+        return self.artifacts_url or str(self.data_dir.absolute() / "artifacts")
+
+    @field_validator(
+        "cors_origins", "jobs_devices", "jobs_teachers", "jobs_data", "webhook_hosts", mode="before"
+    )
     @classmethod
     def _parse_origins(cls, value: Any) -> Any:
         return (
