@@ -39,7 +39,9 @@ class Running:
 
 
 @contextmanager
-def run_server(settings: Settings, runtimes: Mapping[str, Runtime]) -> Iterator[Running]:
+def run_server(
+    settings: Settings, runtimes: Mapping[str, Runtime] | None, ready: bool = True
+) -> Iterator[Running]:
     config = uvicorn.Config(
         create_app(settings, runtimes), port=0, log_config=None, timeout_graceful_shutdown=5
     )
@@ -50,7 +52,7 @@ def run_server(settings: Settings, runtimes: Mapping[str, Runtime]) -> Iterator[
         wait_until(lambda: server.started or not thread.is_alive())
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         with httpx.Client(base_url=url, timeout=30) as client:
-            wait_until(lambda: client.get("/health/ready").status_code == 200)
+            wait_until(lambda: not ready or client.get("/health/ready").status_code == 200)
             yield Running(url, client, server)
     finally:
         server.should_exit = True

@@ -25,6 +25,10 @@ FROZEN = {
     "fewstep_cancelled_images_total": {"model"},
     "fewstep_prediction_ratio": {"model"},
     "fewstep_engine_restarts_total": {"model"},
+    "fewstep_version_requests_total": {"model", "version", "outcome"},
+    "fewstep_model_version_share": {"model", "version", "digest"},
+    "fewstep_model_memory_bytes": {"model", "version"},
+    "fewstep_model_evictions_total": set(),
     "fewstep_build_info": {"version", "python"},
 }
 BUCKETS = "0.01 0.02 0.03 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1.0 1.5 2.0 3.0 5.0 10.0 30.0 +Inf"
