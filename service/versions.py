@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -210,7 +211,8 @@ class Ledger:
                 os.fsync(stream.fileno())
             os.replace(temporary, self._file)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             message = f"The change could not be written to disk and was not made: {error.strerror}."
             raise ServiceError(message, status=507, code="insufficient_storage") from error
 

@@ -35,7 +35,6 @@ FROZEN = {
     "fewstep_version_requests_total": {"model", "version", "outcome"},
     "fewstep_model_version_share": {"model", "version", "digest"},
     "fewstep_model_memory_bytes": {"model", "version"},
-    "fewstep_model_evictions_total": set(),
     "fewstep_build_info": {"version", "python"},
     "process_cpu_seconds_total": set(),
     "process_max_fds": set(),
