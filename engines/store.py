@@ -101,6 +101,17 @@ class Store:
         ]
         return sorted(found, key=lambda entry: (not entry.names, entry.names))
 
+    def name(self, name: str, digest: str) -> None:
+        """Gives a bundle that is here one name more.
+
+        Raises:
+            EngineError: there is no such bundle, or the name cannot be used.
+        """
+        with self._locked():
+            if self.find(digest) is None:
+                raise EngineError(f"no bundle {digest} in {self.folder}; it has {self.listed()}")
+            self._point(check_name(name), digest)
+
     def remove(self, name: str) -> str:
         """Forgets a name; its bundle stays until `collect`. Returns the digest that it stood for.
 

@@ -193,7 +193,7 @@ class Generator:
             if choices and images[0].steps < max(choices):
                 self._meters.reduced.inc(len(images))
             self._inside |= {id(image): image for image in images}
-            self._meters.inflight.set(len(self._inside))
+            self._meters.inflight.inc(len(images))
             self._fair.enter(images)
         for image in images:
             image.file.add_done_callback(partial(self._leave, image))
@@ -230,8 +230,8 @@ class Generator:
         now = time.perf_counter()
         error = file.exception()
         with self._lock:
-            self._inside.pop(id(image), None)
-            self._meters.inflight.set(len(self._inside))
+            if self._inside.pop(id(image), None) is not None:
+                self._meters.inflight.dec()
             self._fair.leave(image)
             if error is None and image.lane == ONLINE:
                 self.admission.learn(image, len(self._inside) > 2 * max(self.batch_sizes), now)

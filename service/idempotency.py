@@ -13,6 +13,7 @@ from .errors import ServiceError
 
 HEADER = "idempotency-key"
 LONGEST = 255
+KEPT = ("server-timing", "etag", "x-model-version", "x-model-digest")
 CAPACITY = 64 << 20
 """Bytes of answers that are kept; the oldest make room."""
 
@@ -56,7 +57,7 @@ def _same(kept: tuple[str, Response], digest: str) -> Response:
         message = "This Idempotency-Key was used for a request with other fields."
         raise ServiceError(message, status=422, code="idempotency_key_reused")
     response = kept[1]
-    headers = {name: response.headers[name] for name in ("server-timing", "etag")}
+    headers = {name: response.headers[name] for name in KEPT}
     return Response(
         response.body, headers={**headers, "Idempotent-Replayed": "true"}, media_type="application/json"
     )

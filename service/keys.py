@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import math
 import secrets
 import time
@@ -69,6 +70,32 @@ class Keys:
         headers = {"WWW-Authenticate": "Bearer"}
         raise ServiceError(message, status=401, code="invalid_api_key", headers=headers)
 
+    def check_admin(self, key: Key | None, host: str, origin: str | None, anybody: bool) -> None:
+        """Who may change what is served: an admin key; on a server without keys, this machine.
+
+        Args:
+            key: Of the request, checked.
+            host: Where the request comes from.
+            origin: Of the page that sends it, if a browser does. A page may not use that it is
+                shown on this machine.
+            anybody: Whether other machines may, too, on a server without keys.
+
+        Raises:
+            ServiceError: 403.
+        """
+        if self._open:
+            if anybody or (origin is None and _is_loopback(host)):
+                return
+            message = (
+                "A server without API keys takes this from programs on its own machine only: use keys"
+                " (`fewstep keys add NAME --admin`, --api-keys), or --open-admin."
+            )
+        elif key is not None and key.admin:
+            return
+        else:
+            message = "This needs the key of an administrator (`fewstep keys add NAME --admin`)."
+        raise ServiceError(message, status=403, code="admin_required")
+
     def spend(self, key: Key | None, step_images: int, now: float | None = None) -> None:
         """Takes step-images from what a key may use; a minute's worth may be used at once.
 
@@ -90,6 +117,15 @@ class Keys:
         if key is not None and key.name in self._left:
             left, since = self._left[key.name]
             self._left[key.name] = left + step_images, since
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def hashed(secret: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -17,6 +17,8 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+
+from .versions import Version
 
 SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 """Dense where few-step generation lives: 60 ms and 95 ms fall into different buckets."""
@@ -193,6 +195,7 @@ class Metrics:
         self._add_jobs(registry)
         self.health = Health(registry)
         ProcessCollector(registry=registry)
+        self._add_versions(registry)
         build = Info("fewstep_build", "Versions of this server.", registry=registry)
         build.info({"version": package_version(), "python": platform.python_version()})
 
@@ -207,6 +210,47 @@ class Metrics:
             registry=registry,
         )
         self.running = RunningJobs(registry)
+
+    def _add_versions(self, registry: CollectorRegistry) -> None:
+        self.version_requests = Counter(
+            "fewstep_version_requests",
+            "Generation requests by the version that they went to.",
+            ["model", "version", "outcome"],
+            registry=registry,
+        )
+        self._share = Gauge(
+            "fewstep_model_version_share",
+            "Share of the requests of a model that its version gets; of the versions that may be reached.",
+            ["model", "version", "digest"],
+            registry=registry,
+        )
+        self._memory = Gauge(
+            "fewstep_model_memory_bytes",
+            "What a version in memory takes.",
+            ["model", "version"],
+            registry=registry,
+        )
+        self.evictions = Counter(
+            "fewstep_model_evictions",
+            "Versions that had to make room for others.",
+            ["model"],
+            registry=registry,
+        )
+
+    def shares(self, versions: Iterable[Version]) -> None:
+        """Of all versions of all models, anew."""
+        self._share.clear()
+        for one in versions:
+            model, _, number = one.id.rpartition("@")
+            self._share.labels(model, number, one.digest).set(one.share)
+
+    def hosted(self, version: Version, taken: int) -> None:
+        model, _, number = version.id.rpartition("@")
+        self._memory.labels(model, number).set(taken)
+
+    def unhosted(self, version: Version) -> None:
+        model, _, number = version.id.rpartition("@")
+        self._memory.remove(model, number)
 
     def stage(self, model: str, stage: str) -> StageMeters:
         return StageMeters(

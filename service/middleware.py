@@ -126,6 +126,9 @@ class RequestEnvelope:
         route = getattr(scope.get("route"), "path_format", "unmatched")
         if scope["path"].startswith("/v1/"):
             self._metrics.requests.labels(state["model"], route, outcome(status)).inc()
+        if state.get("version"):
+            model, _, number = state["version"].rpartition("@")
+            self._metrics.version_requests.labels(model, number, outcome(status)).inc()
         fields = {
             "id": state["request_id"],
             "method": method,

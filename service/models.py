@@ -1,31 +1,46 @@
-"""The models of this server: loading, warming, finding, draining."""
+"""The models of this server by name: their versions, who gets which, and what may be done to them.
+
+Whoever makes new bundles in this process publishes them here, on the server's event loop:
+
+    version = await models.publish("shapes", folder, share=0.1, reason="job 7", gate={"passed": True})
+    await models.promote("shapes")      # or
+    await models.rollback("shapes")
+
+`publish` returns when the bundle has been checked, kept, loaded and warmed, and has its share of the
+requests; when it raises `ServiceError` nothing has changed. Publishing what serves already changes nothing, and
+publishing the canary's bundle again changes its share, so that a step that was cut off can be repeated.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import Mapping
-from functools import partial
-from typing import Literal
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Literal
 
-from engines.bundle import Bundle, find_bundle
+from engines.bundle import Bundle
 from engines.errors import EngineError
-from engines.runtime import load_runtime
 from engines.runtime.base import Runtime
 
-from .errors import ServiceError
+from .bundles import Bundles
+from .errors import ServiceError, invalid
 from .generator import Generator
+from .hosting import POLL_SECONDS, Host, Hosted
 from .metrics import Metrics
 from .settings import Settings
+from .versions import Ledger, Line, Served, Version
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.02
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}(/[A-Za-z0-9][\w.-]{0,63})?")
+ModelState = Literal["ready", "loading", "stalled", "unloaded"]
 
 
 class Models:
-    """Generators by name; a name is served once its model has produced pictures."""
+    """Models by name; a name is served once its model has produced pictures."""
 
     def __init__(
         self, settings: Settings, metrics: Metrics, runtimes: Mapping[str, Runtime] | None = None
@@ -34,11 +49,16 @@ class Models:
         Args:
             runtimes: Served in place of the bundles that the settings name.
         """
-        self._settings, self._metrics, self._runtimes = settings, metrics, runtimes
-        self.names = tuple(settings.models if runtimes is None else runtimes)
-        self.generators: dict[str, Generator] = {}
+        self._settings, self._metrics = settings, metrics
+        self._configured = dict(settings.models) if runtimes is None else {name: name for name in runtimes}
+        self._bundles = Bundles(settings, runtimes)
+        self._host = Host(settings, metrics, self._bundles)
+        self._ledger = Ledger(settings.data_dir / "models.json")
+        self._served = Served()
         self._draining = self._hurried = False
         self._loading: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
+        self._unloading: set[asyncio.Task[None]] = set()
 
     def start(self) -> asyncio.Task[None]:
         """Loads and warms the models in the background; asked again, returns the same task.
@@ -46,7 +66,7 @@ class Models:
         The task raises `ServiceError` when one of them cannot be served.
         """
         if self._loading is None:
-            self._loading = asyncio.create_task(self._load_all())
+            self._loading = asyncio.create_task(self._start())
         return self._loading
 
     @property
@@ -54,78 +74,360 @@ class Models:
         return self._loading is not None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of all models, the default one first."""
+        return tuple(dict.fromkeys((*self._configured, *self._served.models)))
+
+    @property
+    def lines(self) -> Mapping[str, Line]:
+        return self._served.models
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        return self._served.aliases
+
+    @property
+    def generators(self) -> dict[str, Generator]:
+        """What serves, of the models that are in memory."""
+        found = {name: self.hosted(line.serving) for name, line in self.lines.items()}
+        return {name: hosted.generator for name, hosted in found.items() if hosted}
+
+    @property
     def status(self) -> Literal["ready", "starting", "draining", "failed", "stalled"]:
         if self._draining:
             return "draining"
-        if self._loading is not None and self._loading.done() and len(self.generators) < len(self.names):
+        if self._loading is None or not self._loading.done():
+            return "starting"
+        if self._loading.cancelled() or self._loading.exception() is not None:
             return "failed"
-        if not all(generator.watchdog.healthy for generator in self.generators.values()):
+        if not all(hosted.generator.watchdog.healthy for hosted in self._host.hosted.values()):
             return "stalled"
-        return "ready" if len(self.generators) == len(self.names) else "starting"
+        return "ready"
 
-    def state(self, name: str) -> Literal["ready", "loading", "stalled"]:
-        generator = self.generators.get(name)
-        if generator is None:
-            return "loading"
-        return "ready" if generator.watchdog.healthy else "stalled"
+    def state(self, name: str) -> ModelState:
+        """Of the version that serves."""
+        line = self.lines.get(name)
+        return "loading" if line is None else self.state_of(line.serving)
 
-    def get(self, name: str | None) -> Generator:
-        """
+    def state_of(self, version: Version) -> ModelState:
+        hosted = self.hosted(version)
+        if hosted is not None:
+            return "ready" if hosted.generator.watchdog.healthy else "stalled"
+        starting = self._loading is None or not self._loading.done()
+        return "loading" if starting or self._host.is_loading(version.id) else "unloaded"
+
+    def hosted(self, version: Version) -> Hosted | None:
+        return self._host.hosted.get(version.id)
+
+    def find(self, name: str | None) -> tuple[Line, Version | None]:
+        """The model of a name or alias, and the version if that is pinned: `NAME@3`, `NAME@sha256:...`.
+
         Raises:
-            ServiceError: 404, no such model; 503, it is still loading.
+            ServiceError: 404, no such model or version; 503, the server has not got to it yet.
         """
-        wanted = self.names[0] if name is None else name
-        if wanted in self.generators:
-            return self.generators[wanted]
-        if wanted in self.names:
-            message = f"The model '{wanted}' is loading."
-            raise ServiceError(message, status=503, code="model_loading", headers={"Retry-After": "1"})
+        wanted = self.names[0] if name is None else self.aliases.get(name, name)
+        if wanted in self.lines:
+            return self.lines[wanted], None
+        base, _, pin = wanted.rpartition("@")
+        if base in self.lines and (version := self.lines[base].pinned(pin)):
+            return self.lines[base], version
+        if wanted in self.names or (base in self.names and base not in self.lines):
+            raise _loading(wanted)
         served = ", ".join(self.names)
         message = f"The model '{wanted[:100]}' does not exist; this server has: {served}."
         raise ServiceError(message, status=404, param="model", code="model_not_found")
+
+    @asynccontextmanager
+    async def use(self, name: str | None, key: str) -> AsyncIterator[Hosted]:
+        """The version for a request with this key, kept in memory within the block.
+
+        Raises:
+            ServiceError: as `find` and `Host.get`; 503, it is being loaded while the server starts.
+        """
+        line, pinned = self.find(name)
+        version = pinned or line.route(key)
+        hosted = self.hosted(version)
+        if hosted is None:
+            hosted = await self._summon(version)
+        with hosted.lease():
+            yield hosted
+
+    async def publish(
+        self,
+        name: str,
+        bundle: str,
+        share: float = 1.0,
+        reason: str = "",
+        gate: dict[str, Any] | None = None,
+    ) -> Version:
+        """Serves `bundle` under `name`, which may be new, to a share of the requests or to all.
+
+        Args:
+            bundle: A folder, a shipped name, or a name or digest of the store.
+            share: 0 < share <= 1. Below 1 it is a canary, in place of an earlier one; at 1 the version
+                that served is the one that `rollback` brings back. The first version of a model gets all.
+            gate: What is known of its quality, told to whoever asks for the versions.
+
+        Raises:
+            ServiceError: the bundle is not whole, cannot draw, or does not fit.
+        """
+        if not 0 < share <= 1:
+            raise invalid("share", "Invalid 'share': more than 0 and at most 1 is accepted.")
+        async with self._changing:
+            self._check_open()
+            line = self.lines.get(name) or Line(name=self._new_name(name))
+            digest = (await self._bundle(name, bundle)).digest
+            known = next((one for one in line.versions if one.digest == digest and one.share > 0), None)
+            if known is not None:
+                line = _shared_anew(line, known, share)
+            else:
+                known = line.new(digest, bundle, reason, gate)
+                line = await self._kept(line, known, share)
+            await self._commit(line)
+        return next(one for one in line.versions if one.id == known.id)
+
+    async def promote(self, name: str) -> Line:
+        """The canary serves all requests.
+
+        Raises:
+            ServiceError: 404, no such model; 409, it has no canary.
+        """
+        async with self._changing:
+            self._check_open()
+            line = self._line(name).promoted()
+            await self._host.get(line.serving)
+            await self._commit(line)
+        return line
+
+    async def rollback(self, name: str) -> Line:
+        """Withdraws the canary; without one, the version before serves again.
+
+        Raises:
+            ServiceError: 404, no such model; 409, there is nothing to go back to.
+        """
+        async with self._changing:
+            self._check_open()
+            line = self._line(name).rolled_back()
+            await self._host.get(line.serving)
+            await self._commit(line)
+        return line
+
+    async def load(self, name: str, bundle: str | None = None) -> Version:
+        """Has a model, or a version of it, in memory; with a bundle, publishes that.
+
+        Raises:
+            ServiceError: as `publish` and `find`.
+        """
+        if bundle is not None:
+            return await self.publish(name, bundle, reason="loaded")
+        self._check_open()
+        line, pinned = self.find(name)
+        await self._host.get(pinned or line.serving)
+        return pinned or line.serving
+
+    async def unload(self, name: str) -> Version:
+        """Takes a model, or a version of it, out of memory once its images are finished.
+
+        Raises:
+            ServiceError: 404, no such model.
+        """
+        line, pinned = self.find(name)
+        leaving = [pinned] if pinned else line.versions
+        seconds = self._settings.drain_seconds
+        await asyncio.gather(*(self._host.unload(version.id, seconds) for version in leaving))
+        return pinned or line.serving
+
+    async def alias(self, name: str, model: str | None) -> None:
+        """Another name for a model or for a version of it; none takes the alias away.
+
+        Raises:
+            ServiceError: 404, no such model or alias; 409, a model has that name.
+        """
+        async with self._changing:
+            aliases = dict(self.aliases)
+            if model is None:
+                if aliases.pop(name, None) is None:
+                    raise ServiceError(
+                        f"There is no alias '{name[:100]}'.", status=404, code="alias_not_found"
+                    )
+            else:
+                if name in self.names:
+                    message = f"'{name}' is the name of a model."
+                    raise ServiceError(message, status=409, param="alias", code="name_taken")
+                self._check_name(name, "alias")
+                line, pinned = self.find(model)
+                aliases[name] = pinned.id if pinned else line.name
+            await self._write(self._served.model_copy(update={"aliases": aliases}))
 
     async def drain(self, seconds: float) -> None:
         """Refuses new images, gives those inside `seconds` to finish, and ends the workers."""
         self._draining = True
         if self._loading is not None:
             self._loading.cancel()
-        for generator in self.generators.values():
-            generator.close_door()
+        self._host.close_doors()
         deadline = time.monotonic() + seconds
         while self._inflight and time.monotonic() < deadline and not self._hurried:
             await asyncio.sleep(POLL_SECONDS)
         if self._inflight:
             log.warning("%d images did not finish within %g s", self._inflight, seconds)
-        for generator in self.generators.values():
-            await asyncio.to_thread(generator.close)
+        await self._host.close()
+        await asyncio.gather(*self._unloading, return_exceptions=True)
 
     def hurry(self) -> None:
         """Ends a drain early."""
         self._hurried = True
 
+    def bundle_of(self, version: Version) -> Bundle:
+        """
+        Raises:
+            ServiceError: 409, it is gone from disk.
+        """
+        try:
+            return self._bundles.of(version)
+        except EngineError as error:
+            raise ServiceError(f"model {version.id}: {error}", status=409, code="bundle_unusable") from error
+
     @property
     def _inflight(self) -> int:
-        return sum(generator.inflight for generator in self.generators.values())
+        return sum(hosted.generator.inflight for hosted in self._host.hosted.values())
 
-    async def _load_all(self) -> None:
-        for name in self.names:
-            self.generators[name] = await asyncio.to_thread(self._load, name)
+    async def _start(self) -> None:
+        self._served = await asyncio.to_thread(self._ledger.read)
+        for name, reference in self._configured.items():
+            await self._reconcile(name, reference)
+        self._metrics.shares(self._reachable())
+        for line in list(self.lines.values()):
+            await self._start_line(line)
 
-    def _load(self, name: str) -> Generator:
-        started = time.perf_counter()
+    async def _reconcile(self, name: str, reference: str) -> None:
+        """What the settings name serves, unless something has been published since they named it."""
+        digest = (await self._bundle(name, reference)).digest
+        line = self.lines.get(name) or Line(name=name)
+        if line.configured != digest:
+            line = line.published(line.new(digest, reference, "configured"))
+            line = line.model_copy(update={"configured": digest})
+        others = {other: known for other, known in self.lines.items() if other != name}
+        configured = {other: others.pop(other) for other in self._configured if other in others}
+        models = {**configured, name: line, **others}
+        self._served = self._served.model_copy(update={"models": models})
+
+    async def _start_line(self, line: Line) -> None:
+        """Loads what has a share, as long as there is room; the rest when it is asked for."""
+        for version in line.active:
+            if version.share > 0:
+                try:
+                    await self._host.get(version, evict=False)
+                except ServiceError as error:
+                    await self._bear(line, version, error)
+
+    async def _bear(self, line: Line, version: Version, error: ServiceError) -> None:
+        """A version that cannot be loaded does not keep the server down if another one can do its work."""
+        if error.code == "memory_full":
+            log.info("model=%s is loaded when it is asked for", version.id)
+        elif version.state == "canary" or line.one("previous") is not None:
+            log.error("model=%s is withdrawn", version.id)
+            while version.id in [one.id for one in line.versions if one.share > 0]:
+                line = line.rolled_back()
+            await self._commit(line)
+            await self._start_line(line)
+        elif line.name in self._configured:
+            raise error
+
+    async def _summon(self, version: Version) -> Hosted:
+        if self._loading is None or not self._loading.done():
+            raise _loading(version.id.rpartition("@")[0])
+        if version.state == "retired":
+            message = f"'{version.id}' is retired; an administrator can load it again."
+            raise ServiceError(message, status=404, param="model", code="model_not_found")
+        self._check_open()
+        return await self._host.get(version)
+
+    async def _bundle(self, name: str, reference: str) -> Bundle:
         try:
-            generator = Generator(name, partial(self._runtime, name), self._settings, self._metrics)
+            return await asyncio.to_thread(self._bundles.find, reference)
         except EngineError as error:
-            raise ServiceError(f"model {name}: {error}") from error
-        try:
-            generator.warm_up()
-        except Exception as error:  # whatever a backend raises
-            raise ServiceError(f"model {name} was loaded and cannot draw: {error}", status=500) from error
-        log.info("model=%s ready seconds=%.2f", name, time.perf_counter() - started)
-        return generator
+            raise ServiceError(f"model {name}: {error}", param="bundle", code="bundle_unusable") from error
 
-    def _runtime(self, name: str) -> Runtime:
-        if self._runtimes is not None:
-            return self._runtimes[name]
-        bundle = Bundle.load(find_bundle(self._settings.models[name], self._settings.store))
-        return load_runtime(bundle, self._settings.backend, self._settings.threads)
+    async def _kept(self, line: Line, version: Version, share: float) -> Line:
+        """The next line, whose versions all come back after a restart; `version` is in memory."""
+        try:
+            kept = await asyncio.to_thread(self._bundles.keep, version)
+            version = version.model_copy(update={"bundle": kept})
+            await self._proven(version)
+            for one in line.active:
+                line = line.moved(one.number, await asyncio.to_thread(self._bundles.keep, one))
+        except EngineError as error:
+            message = f"model {line.name}: {error}"
+            raise ServiceError(message, param="bundle", code="bundle_unusable") from error
+        return line.published(version, share)
+
+    async def _proven(self, version: Version) -> None:
+        try:
+            await self._host.get(version)
+        except ServiceError:
+            await asyncio.to_thread(self._bundles.release, version)
+            raise
+
+    async def _commit(self, line: Line) -> None:
+        """On disk first; then requests follow it, and what is retired leaves memory in its time."""
+        before = self.lines.get(line.name, line)
+        await self._write(self._served.model_copy(update={"models": {**self.lines, line.name: line}}))
+        reached = {version.id for version in line.active}
+        for version in before.active:
+            if version.id not in reached:
+                self._later(self._retire(version))
+
+    async def _write(self, served: Served) -> None:
+        await asyncio.to_thread(self._ledger.write, served)
+        self._served = served
+        self._metrics.shares(self._reachable())
+
+    async def _retire(self, version: Version) -> None:
+        await self._host.unload(version.id, self._settings.drain_seconds)
+        await asyncio.to_thread(self._bundles.release, version)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._unloading.add(task)
+        task.add_done_callback(self._unloading.discard)
+
+    def _reachable(self) -> list[Version]:
+        return [version for line in self.lines.values() for version in line.active]
+
+    def _line(self, name: str) -> Line:
+        line, pinned = self.find(name)
+        if pinned is not None:
+            raise invalid("model", f"'{name}' is one version; give the name of the model.")
+        return line
+
+    def _new_name(self, name: str) -> str:
+        self._check_name(name, "model")
+        if name in self.aliases:
+            message = f"'{name}' is an alias of '{self.aliases[name]}'."
+            raise ServiceError(message, status=409, param="model", code="name_taken")
+        return name
+
+    def _check_name(self, name: str, param: str) -> None:
+        if not NAME.fullmatch(name):
+            expected = "letters, digits, dots, dashes, underscores, and one slash between two such parts"
+            raise invalid(param, f"Invalid '{param}': expected {expected}.")
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise ServiceError("The server is shutting down.", status=503, code="shutting_down")
+        if self._loading is None or not self._loading.done():
+            raise _loading(self.names[0])
+
+
+def _shared_anew(line: Line, known: Version, share: float) -> Line:
+    """What serves stays; a canary gets the share, and takes over at 1."""
+    if known.state == "serving":
+        return line
+    if share == 1:
+        return line.promoted()
+    return line.with_share(share)
+
+
+def _loading(name: str) -> ServiceError:
+    message = f"The model '{name}' is loading."
+    return ServiceError(message, status=503, code="model_loading", headers={"Retry-After": "1"})

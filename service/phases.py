@@ -177,8 +177,9 @@ class Phase(Generic[T, R]):
         self._set_waiting([*self._waiting, *items])
 
     def _set_waiting(self, items: list[T]) -> None:
+        # By difference: several versions of a model count on one gauge.
+        self._meters.depth.inc(len(items) - len(self._waiting))
         self._waiting = items
-        self._meters.depth.set(len(items))
         self._changed.notify_all()
 
     def _run(self) -> None:

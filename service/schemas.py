@@ -135,8 +135,12 @@ class ModelObject(BaseModel):
     sizes: list[str]
     default_size: str
     batch_sizes: list[int]
-    backend: str
+    backend: str | None = Field(description="What runs it; none while it is not in memory")
     precision: str
+    state: Literal["ready", "loading", "stalled", "unloaded"] = Field(
+        description="An unloaded model is loaded when it is asked for"
+    )
+    version: str = Field(description="NAME@NUMBER of what serves, a name for it in requests")
     digests: Digests
     parity: dict[str, Any] = Field(description="The certificate made at export")
     quality: dict[str, Any] | None = Field(description="The student's quality card, if it has one")
@@ -145,6 +149,59 @@ class ModelObject(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelObject]
+
+
+class VersionObject(BaseModel):
+    id: str = Field(description="NAME@NUMBER; as a request's `model` it pins the version")
+    object: Literal["model.version"] = "model.version"
+    number: int
+    digest: str = Field(description="Of the bundle; NAME@sha256:... pins it, too")
+    state: Literal["serving", "canary", "previous", "retired"] = Field(
+        description="previous is what a rollback brings back; a retired one answers only while it is loaded"
+    )
+    share: float = Field(description="Of the requests that name the model alone")
+    published_at: int
+    reason: str
+    gate: dict[str, Any] | None
+    loaded: bool = Field(description="Whether it is in memory")
+
+
+class VersionList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[VersionObject]
+
+
+class PublishRequest(BaseModel):
+    """`POST /v1/models/{id}/versions`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    bundle: str = Field(description="A folder, a shipped name, or a name or digest of the store")
+    share: float = Field(1.0, gt=0, le=1, description="Of the requests; below 1 it is a canary")
+    reason: str = Field("", max_length=1000)
+    gate: dict[str, Any] | None = Field(None, description="What is known of its quality; told, not judged")
+
+
+class LoadRequest(BaseModel):
+    """`POST /v1/models/{id}/load`; without a bundle, what the model has."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    bundle: str | None = Field(None, description="As of a version to be published to all")
+
+
+class AliasObject(BaseModel):
+    """Another name of a model, or of a version of it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    alias: str
+    model: str
+
+
+class AliasList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[AliasObject]
 
 
 class ErrorBody(BaseModel):
@@ -160,4 +217,4 @@ class ErrorObject(BaseModel):
 
 class Health(BaseModel):
     status: Literal["live", "ready", "starting", "draining", "failed", "stalled"]
-    models: dict[str, Literal["ready", "loading", "stalled"]] = {}
+    models: dict[str, Literal["ready", "loading", "stalled", "unloaded"]] = {}

@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(default_factory=_data_home, description="Folder for what the server keeps")
     backend: str = Field(default="auto", description="Runtime for the bundles; auto takes the best one here")
+    models_memory_mb: int = Field(
+        default=0,
+        ge=0,
+        description="Memory for all models together; when it is full the longest unused one is unloaded, and"
+        " loaded again when it is asked for; 0 for no bound",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="Threads of a CPU runtime; by default the usable cores, at most eight"
     )
@@ -142,6 +148,10 @@ class Settings(BaseSettings):
         ge=1,
         le=20,
         description="How often a webhook is sent until it is given up; at longer intervals",
+    )
+    open_admin: bool = Field(
+        default=False,
+        description="On a server without API keys, whether models may be changed from other machines, too",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Origins whose pages may call this server, comma-separated; none by default"

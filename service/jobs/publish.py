@@ -15,6 +15,7 @@ from engines.bundle import MANIFEST, SHIPPED, Bundle, sha256
 from engines.store import Store
 
 from ..errors import ServiceError
+from ..models import Models
 from .desk import Claim, Over
 from .gate import Publish, Verdict
 
@@ -102,11 +103,7 @@ class Publication:
 class SameProcess:
     """The models of this very process, whose event loop is another thread's."""
 
-    def __init__(self, models: Any) -> None:
-        """
-        Args:
-            models: A `service.models.Models` with versions.
-        """
+    def __init__(self, models: Models) -> None:
         self._models = models
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -114,8 +111,6 @@ class SameProcess:
         self._loop = loop
 
     def versions(self, model: str) -> list[Version]:
-        if not hasattr(self._models, "lines"):
-            raise ServiceError("this server has no versions of models", code="no_versions")
         line = self._models.lines.get(model)
         found = reversed(line.versions) if line is not None else ()
         return [

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import math
 import re
+import secrets
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from ..context import InService, Service
 from ..errors import ServiceError
+from ..hosting import Hosted
 from ..idempotency import HEADER
 from ..image import Image
 from ..keys import Key
@@ -27,6 +29,7 @@ from ..schemas import (
 )
 from ..streaming import Stream, check_stream
 from ..usage import timing_of, usage_of
+from ..versions import Version
 
 router = APIRouter(tags=["images"])
 
@@ -37,22 +40,27 @@ ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorObject}, "5XX":
 @router.post("/v1/images/generations", response_model=ImagesResponse, responses=ERRORS)
 async def generate(body: ImagesRequest, request: Request, service: InService) -> Response:
     """Draws pictures. The same seed gives the same picture whatever else the server is doing."""
-    generator = service.models.get(body.model)
-    request.state.model, request.state.prompt = generator.name, body.prompt
-    client, deadline = client_of(body, request), deadline_of(body, request)
+    request.state.prompt = body.prompt
+    async with service.models.use(body.model, lot_of(body, request)) as hosted:
+        request.state.model, request.state.version = hosted.generator.name, hosted.version.id
+        return await _answered(body, hosted, request, service)
+
+
+async def _answered(body: ImagesRequest, hosted: Hosted, request: Request, service: Service) -> Response:
+    client, deadline, generator = client_of(body, request), deadline_of(body, request), hosted.generator
     order = read_order(body, generator, service.settings, client=client, deadline=deadline)
     if body.seed is not None and request.headers.get("if-none-match") == order.etag:
         raise ServiceError("You have these pictures already.", status=412, code="not_modified")
     check_stream(body.partial_images or 0, bool(body.stream), body.response_format)
     if body.stream:
-        return _streamed(order, service, request)
+        return _streamed(order, hosted.version, service, request)
     key = request.headers.get(HEADER)
     return await service.idempotency.run(
-        client, key, body.model_dump_json(), lambda: _drawn(order, service, request)
+        client, key, body.model_dump_json(), lambda: _drawn(order, hosted.version, service, request)
     )
 
 
-async def _drawn(order: Order, service: Service, request: Request) -> Response:
+async def _drawn(order: Order, version: Version, service: Service, request: Request) -> Response:
     _submit(order, service, request.state.key)
     files = await order.files(disconnected(request))
     data = await asyncio.to_thread(_data, order, files, request, service)
@@ -60,7 +68,7 @@ async def _drawn(order: Order, service: Service, request: Request) -> Response:
     attributes = {"model": order.generator.name, "steps": order.steps, "images": len(files)}
     service.tracing.record(request.headers, order.images, request.state.started, attributes)
     content = answer(order, data).model_dump_json(exclude_unset=True)
-    headers = {"Server-Timing": _server_timing(order.images), "ETag": order.etag}
+    headers = {"Server-Timing": _server_timing(order.images), "ETag": order.etag, **_told(version)}
     return Response(content, headers=headers, media_type="application/json")
 
 
@@ -74,15 +82,19 @@ def _submit(order: Order, service: Service, key: Key | None) -> None:
         raise
 
 
-def _streamed(order: Order, service: Service, request: Request) -> Response:
+def _streamed(order: Order, version: Version, service: Service, request: Request) -> Response:
     def complete() -> None:
         service.metrics.request_seconds.observe(time.perf_counter() - request.state.started)
 
     stream = Stream(order, order.body.partial_images or 0, complete)
     _submit(order, service, request.state.key)
-    return StreamingResponse(
-        stream.events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-    )
+    headers = {"Cache-Control": "no-store", **_told(version)}
+    return StreamingResponse(stream.events(), media_type="text/event-stream", headers=headers)
+
+
+def _told(version: Version) -> dict[str, str]:
+    """Which bundle draws the pictures; a request may name the version to have it again."""
+    return {"X-Model-Version": version.id, "X-Model-Digest": version.digest}
 
 
 @router.get("/v1/images/files/{name}", response_class=FileResponse, responses=ERRORS)
@@ -111,6 +123,17 @@ def deadline_of(body: ImagesRequest, request: Request) -> float:
 def client_of(body: ImagesRequest, request: Request) -> str:
     """With whom the request shares: its API key's owner, or the user that it names."""
     return getattr(request.state, "client", "") or body.user or ""
+
+
+def lot_of(body: ImagesRequest, request: Request) -> str:
+    """What decides whether the request is the canary's: the same for a request that is sent again."""
+    if key := request.headers.get(HEADER):
+        return f"key {key}"
+    if body.user:
+        return f"user {body.user}"
+    if body.seed is not None:
+        return f"seed {body.seed} {body.prompt}"
+    return secrets.token_hex(8)
 
 
 async def disconnected(request: Request) -> None:

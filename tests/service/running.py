@@ -40,7 +40,10 @@ class Running:
 
 @contextmanager
 def run_server(
-    settings: Settings, runtimes: Mapping[str, Runtime], workers: bool = False
+    settings: Settings,
+    runtimes: Mapping[str, Runtime] | None,
+    ready: bool = True,
+    workers: bool = False,
 ) -> Iterator[Running]:
     """With `workers` it runs the jobs that it takes on."""
     settings = settings.model_copy(update={"jobs_workers": workers})
@@ -54,7 +57,7 @@ def run_server(
         wait_until(lambda: server.started or not thread.is_alive())
         url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         with httpx.Client(base_url=url, timeout=30) as client:
-            wait_until(lambda: client.get("/health/ready").status_code == 200)
+            wait_until(lambda: not ready or client.get("/health/ready").status_code == 200)
             yield Running(url, client, server)
     finally:
         server.should_exit = True

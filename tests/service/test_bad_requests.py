@@ -156,22 +156,28 @@ def test_unknown_model(shared: Running) -> None:
 
 
 def test_model_still_loading(settings: Settings) -> None:
-    with run_server(settings, {"fake": FakeRuntime()}) as running:
-        models: Models = running.server.config.app.state.service.models  # type: ignore[union-attr]
-        generator = models.generators.pop("fake")
+    slow = FakeRuntime()
+    slow.gate.clear()
+    with run_server(settings, {"fake": slow}, ready=False) as running:
         response = running.generate()
         assert (response.status_code, error_of(response)["code"]) == (503, "model_loading")
-        assert running.client.get("/health/ready").status_code == 503
-        models.generators["fake"] = generator
+        assert response.headers["retry-after"] == "1"
+        assert running.client.get("/health/ready").json() == {
+            "status": "starting",
+            "models": {"fake": "loading"},
+        }
+        slow.gate.set()
+        wait_until(lambda: running.client.get("/health/ready").status_code == 200)
+        assert running.generate().status_code == 200
 
 
 def test_unexpected_failure_is_an_error_object_with_an_id_in_the_log(
     shared: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def explode(self: Models, name: str | None) -> None:
+    def explode(self: Models, name: str | None, key: str) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(Models, "get", explode)
+    monkeypatch.setattr(Models, "use", explode)
     response = shared.generate()
     error = error_of(response)
     assert (response.status_code, error["type"], error["code"]) == (500, "server_error", "internal_error")

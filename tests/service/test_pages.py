@@ -30,9 +30,10 @@ def test_openapi_describes_errors_as_they_are(shared: Running) -> None:
     assert set(operation["responses"]) == {"200", "4XX", "5XX"}
     assert "HTTPValidationError" not in api["components"]["schemas"]
     assert api["components"]["schemas"]["ImagesRequest"]["additionalProperties"] is False
-    of_jobs = ("/v1/distillation/jobs", "/v1/fine_tuning/jobs", "/v1/files")
-    assert all(prefix in api["paths"] for prefix in of_jobs)
-    assert {path for path in api["paths"] if not path.startswith(of_jobs)} == {
+    rooms = ("/v1/distillation/jobs", "/v1/fine_tuning/jobs", "/v1/files", "/v1/models/aliases")
+    assert all(prefix in api["paths"] for prefix in rooms)
+    assert {path for path in api["paths"] if not path.startswith(rooms)} == {
+        *(f"/v1/models/{{id}}/{what}" for what in ("load", "unload", "versions", "promote", "rollback")),
         "/v1/images/generations",
         "/v1/images/files/{name}",
         "/v1/models",

@@ -31,16 +31,16 @@ from .running import wait_until
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
-import service.models
+import service.bundles
 import service.server
 from fake_runtime import FakeRuntime, make_bundle
 from service.server import serve
 from service.settings import Settings
 
 runtime = FakeRuntime(make_bundle((1,), ((64, 64),)), call_seconds=float(sys.argv[1]))
-service.models.Bundle.load = classmethod(lambda cls, path: runtime.bundle)
-service.models.find_bundle = lambda name, store: name
-service.models.load_runtime = lambda bundle, backend, threads: runtime
+service.bundles.Bundle.load = classmethod(lambda cls, path: runtime.bundle)
+service.bundles.find_bundle = lambda name, store: name
+service.bundles.load_runtime = lambda bundle, backend, threads: runtime
 service.server.PARTING_SECONDS = 1
 sys.exit(serve(Settings(port=0, drain_seconds=float(sys.argv[2]))))
 """

@@ -163,6 +163,8 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "max_prompt_chars": ("77", 77),
     "drain_seconds": ("1.5", 1.5),
     "provenance": ("false", False),
+    "models_memory_mb": ("512", 512),
+    "open_admin": ("true", True),
     "api_keys": ("/etc/keys", Path("/etc/keys")),
     "database_url": ("postgresql://a:b@c/d", SecretStr("postgresql://a:b@c/d")),
     "max_file_bytes": ("8192", 8192),
