@@ -38,6 +38,7 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
         runtimes: Models to serve instead of loading `settings.models`.
     """
     metrics = Metrics()
+    metrics.health.queue_limit.set(settings.queue_limit)
     service = Service(
         settings,
         metrics,
@@ -76,6 +77,7 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
         app.add_exception_handler(kind, _answer)
     for routes in (images, models, operations):
         app.include_router(routes.router)
+    app.mount("/static", operations.files, name="static")
     return app
 
 
