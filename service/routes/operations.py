@@ -45,9 +45,9 @@ async def metrics(request: Request, service: InService) -> Response:
     except (TypeError, ValueError):  # a version that is none
         encode, media_type = choose_encoder("")
     models = service.models
-    service.metrics.health.report(
-        models.status == "ready", {name: models.state(name) == "ready" for name in models.names}
-    )
+    states = {name: models.state(name) for name in models.names}
+    draws = {name: state == "ready" for name, state in states.items() if state != "unloaded"}
+    service.metrics.health.report(models.status == "ready", draws)
     return Response(encode(service.metrics.registry), headers={"Content-Type": media_type})
 
 
