@@ -18,6 +18,7 @@ export class JobView {
     this.grid = new Grids();
     this.root = h("div", { class: "page" }, this.head, this.messages, this.progress, this.end, this.curves, this.grid.root,
       h("section", { class: "sheet" }, h("h2", {}, "Log"), this.log));
+    this.#curves();
     this.#follow();
   }
 
