@@ -93,6 +93,7 @@ def conforms(api: dict[str, Any], schema: dict[str, Any], value: Any, where: str
     kinds = {
         "object": dict,
         "array": list,
+        "boolean": bool,
         "string": str,
         "integer": int,
         "number": (int, float),
