@@ -10,6 +10,7 @@ import ast
 import importlib
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -105,7 +106,7 @@ def test_commands_exist_and_take_what_they_are_given(command: Command) -> None:
     program = Path(given[0]).name
     if re.fullmatch(r"python3?", program) and given[1:2] == ["-m"]:
         program, given = "python -m", given[2:]
-    check = CHECKS.get(program)
+    check = _script if "/" in given[0] and program not in CHECKS else CHECKS.get(program)
     assert check, f"{command}\nnothing checks {program!r}: add it to CHECKS or, with the reason, to ELSEWHERE"
     check(command, given)
 
@@ -169,8 +170,16 @@ def _curl(command: Command, given: list[str]) -> None:
 
 
 def _script(command: Command, given: list[str]) -> None:
-    named = [word for word in given[1:] if not word.startswith("-")]
-    assert (ROOT / named[0]).exists(), f"{command}\nthere is no {named[0]}"
+    """A script of the repository, run by itself or by its interpreter."""
+    script = given[0] if "/" in given[0] else next(word for word in given[1:] if not word.startswith("-"))
+    assert (ROOT / script).exists(), f"{command}\nthere is no {script}"
+    assert script != given[0] or os.access(ROOT / script, os.X_OK), f"{command}\n{script} is not executable"
+
+
+def _profiles(command: Command, given: list[str]) -> None:
+    """deploy/up.sh starts what is always started, and the profiles that it is given."""
+    text = (ROOT / given[0]).read_text()
+    assert all(re.search(rf"\b{word}\b.*\) profiles", text) for word in given[1:]), command
 
 
 CHECKS: dict[str, Callable[[Command, list[str]], None]] = {
@@ -181,6 +190,7 @@ CHECKS: dict[str, Callable[[Command, list[str]], None]] = {
     "curl": _curl,
     "python": _script,
     "bash": _script,
+    "up.sh": _profiles,
     "psql": lambda command, given: None,
     "promtool": lambda command, given: None,
 }

@@ -17,19 +17,6 @@ from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-<<<<<<< HEAD
-=======
-BLOCKING = ("make demo", "make test", "fewstep serve", "deploy/up.sh")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def shell_commands() -> list[str]:
-    lines = [line.partition("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
->>>>>>> main
 
 
 def table(first_column: str) -> list[list[str]]:

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from scripts import reference
+from scripts.site import on_page_markdown
 
 from .documents import ROOT
 
@@ -62,6 +64,14 @@ def test_the_site_builds_strictly_and_is_whole(tmp_path: Path) -> None:
             r"<(?:script|img|iframe|link)[^>]+(?:src|href)=\"?((?:https?:)?//[^\" >]+)", page.read_text()
         )
         assert not loaded, f"{page.relative_to(tmp_path)} asks {loaded}"
+
+
+def test_links_to_files_that_are_no_pages_become_words() -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_path="page.md"))
+    text = "[a page](other.md), [a file](../deploy/file), [a site](https://example.com)"
+    assert on_page_markdown(text, page) == "[a page](other.md), a file, [a site](https://example.com)"
+    page.file.src_path = "reference/page.md"
+    assert on_page_markdown("[up](../page.md)", page) == "[up](../page.md)"
 
 
 @pytest.mark.parametrize("name", ["settings.md", "metrics.md"])
