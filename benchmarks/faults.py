@@ -1,7 +1,7 @@
 """Thousands of requests, clients that leave, bodies that are wrong, an engine that dies: `python -m benchmarks.faults`.
 
 Every request has to get its picture, bit for bit the one that an undisturbed engine draws, or one clear error in
-OpenAI's form; and when all is over nothing may be left inside the server. Prints JSON; exit code 1 if anything was otherwise.
+OpenAI's form; and when all is over nothing may be left inside the server. Prints JSON; exit code 1 if not so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -163,14 +163,14 @@ class Callers:
         self.report.expect(fine, f"no error object: {told}")
 
 
-async def run(url: str, process: subprocess.Popen[str], options: argparse.Namespace) -> dict[str, Any]:
-    callers = Callers(url, options.seed, undisturbed())
+async def run(url: str, process: subprocess.Popen[str], chosen: argparse.Namespace) -> dict[str, Any]:
+    callers = Callers(url, chosen.seed, undisturbed())
     await _ready(callers.client)
-    warm = max(1, options.requests // 5)
+    warm = max(1, chosen.requests // 5)
     began = time.perf_counter()
-    await _all(callers, process, warm, options.kill_every)
+    await _all(callers, process, warm, chosen.kill_every)
     before = await _settled(callers.client)
-    await _all(callers, process, options.requests - warm, options.kill_every)
+    await _all(callers, process, chosen.requests - warm, chosen.kill_every)
     after = await _settled(callers.client)
     seconds = time.perf_counter() - began
     report = callers.report
@@ -182,7 +182,7 @@ async def run(url: str, process: subprocess.Popen[str], options: argparse.Namesp
     await callers.client.aclose()
     return {
         "date": str(date.today()),
-        "requests": options.requests,
+        "requests": chosen.requests,
         "seconds": round(seconds, 1),
         "engines_killed_and_loaded_again": after["loaded"] - 1,
         "outcomes": dict(sorted(report.outcomes.items())),
@@ -254,14 +254,18 @@ def faulty_server() -> Iterator[tuple[str, subprocess.Popen[str]]]:
                     process.kill()
 
 
-def main() -> int:
+def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     command = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     command.add_argument("--requests", type=int, default=10_000)
     command.add_argument("--kill-every", type=int, default=400, metavar="REQUESTS")
     command.add_argument("--seed", type=int, default=0)
-    options = command.parse_args()
+    return command.parse_args(arguments)
+
+
+def main() -> int:
+    chosen = options()
     with faulty_server() as (url, process):
-        found = asyncio.run(run(url, process, options))
+        found = asyncio.run(run(url, process, chosen))
     print(json.dumps(found, indent=1))
     return 1 if found["wrong"] else 0
 

@@ -31,7 +31,13 @@ class Pictures:
 
 
 if __name__ == "__main__":
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=200_000_000,
+        log_to_driver=False,
+    )
     serve.start(http_options={"host": "127.0.0.1", "port": PORT, "access_log": False})
     serve.run(Pictures.bind(), name="pictures", route_prefix="/")
     stop = threading.Event()
