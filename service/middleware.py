@@ -17,6 +17,8 @@ from .metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+DISCARDED_BYTES = 16 << 20
+"""Up to here a body that is too large is read and thrown away, so that its sender hears of it."""
 QUIET = ("/health", "/metrics", "/static")
 """Polled paths: logged at debug level only."""
 
@@ -147,6 +149,8 @@ async def _whole_body(scope: Scope, receive: Receive, limit: int) -> Receive:
     """Reads the body, at most `limit` bytes of it, and returns a `receive` that yields it again."""
     declared = Headers(scope=scope).get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
+        if int(declared) <= DISCARDED_BYTES:
+            await _discard(receive)
         raise _too_large(limit)
     body = bytearray()
     more = True
@@ -164,6 +168,13 @@ async def _whole_body(scope: Scope, receive: Receive, limit: int) -> Receive:
         return replay.pop() if replay else await receive()
 
     return receive_again
+
+
+async def _discard(receive: Receive) -> None:
+    """Takes in the rest of a body: a connection that is closed on a client that still writes is reset, and
+    what was answered is lost with it."""
+    while (message := await receive())["type"] != "http.disconnect" and message.get("more_body", False):
+        pass
 
 
 def _too_large(limit: int) -> ServiceError:
