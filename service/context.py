@@ -29,7 +29,8 @@ class Service:
     jobs: Jobs
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
+    # A coroutine, as FastAPI would run a plain function in its thread pool, for each request.
     return cast(Service, request.app.state.service)
 
 

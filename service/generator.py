@@ -95,6 +95,7 @@ class Generator:
             meters=meters[0],
             group=self._is_encoded,
             max_wait=max_wait,
+            in_company=lambda waiting: len(self._inside) > waiting,
         )
         self._denoise = shared(
             "denoise",

@@ -17,6 +17,8 @@ from .metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+DISCARDED_BYTES = 16 << 20
+"""Up to here a body that is too large is read and thrown away, so that its sender hears of it."""
 QUIET = ("/health", "/metrics", "/static")
 """Polled paths: logged at debug level only."""
 
@@ -173,7 +175,12 @@ def _head_as_get(scope: Scope) -> Scope:
 
 async def _whole_body(scope: Scope, receive: Receive, limit: int) -> Receive:
     """Reads the body, at most `limit` bytes of it, and returns a `receive` that yields it again."""
-    _check_declared(scope, limit)
+    try:
+        _check_declared(scope, limit)
+    except ServiceError:
+        if int(Headers(scope=scope)["content-length"]) <= DISCARDED_BYTES:
+            await _discard(receive)
+        raise
     body = bytearray()
     more = True
     while more:
@@ -201,6 +208,13 @@ def _check_declared(scope: Scope, limit: int) -> None:
     declared = Headers(scope=scope).get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
+
+
+async def _discard(receive: Receive) -> None:
+    """Takes in the rest of a body: a connection that is closed on a client that still writes is reset, and
+    what was answered is lost with it."""
+    while (message := await receive())["type"] != "http.disconnect" and message.get("more_body", False):
+        pass
 
 
 def _too_large(limit: int) -> ServiceError:

@@ -68,6 +68,7 @@ class Phase(Generic[T, R]):
         arrange: Callable[[Sequence[T]], list[T]] = in_order,
         revive: Callable[[float], bool] = lambda since: False,
         max_wait: float = 0.0,
+        in_company: Callable[[int], bool] = lambda waiting: True,
         workers: int = 1,
     ) -> None:
         """
@@ -80,10 +81,13 @@ class Phase(Generic[T, R]):
             revive: Asked when work on a single item, begun at a time, fails: whether it was the
                 engine's fault and the engine is well again, so that another try is worth it.
             max_wait: Seconds for which the first item waits for a full batch.
+            in_company: Told how many items wait, whether others are about: with nobody else there
+                is nobody to wait for.
         """
         self.name, self._work, self._route = name, work, route
         self._group, self._arrange, self._revive = group, arrange, revive
         self._sizes, self._capacity, self._max_wait = sorted(sizes), capacity, max_wait
+        self._in_company = in_company
         self._meters, self._latency = meters, latency or LatencyModel()
         self._waiting: list[T] = []
         self._running = 0
@@ -195,7 +199,7 @@ class Phase(Generic[T, R]):
         while not self._closed:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._waiting)
-                if self._max_wait:
+                if self._max_wait and self._in_company(len(self._waiting)):
                     self._changed.wait_for(self._worth_starting, self._max_wait)
             self.drop_cancelled()
             with self._changed:

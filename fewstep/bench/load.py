@@ -119,7 +119,10 @@ class Client:
             response = await self._client.get("/metrics", headers={"accept": "text/plain"})
         except httpx.HTTPError:
             return {}
-        return read(response.text) if response.status_code == 200 else {}
+        try:
+            return read(response.text) if response.status_code == 200 else {}
+        except ValueError:  # another server's page of that name
+            return {}
 
     async def check(self) -> None:
         """

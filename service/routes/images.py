@@ -34,6 +34,8 @@ from ..versions import Version
 router = APIRouter(tags=["images"])
 
 PATIENCE = re.compile(r"\d{1,6}(\.\d{1,6})?")
+INLINE_BYTES = 1 << 17
+"""Pictures are encoded in the event loop up to here, which takes less time than the way to a thread and back."""
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorObject}, "5XX": {"model": ErrorObject}}
 
 
@@ -63,7 +65,10 @@ async def _answered(body: ImagesRequest, hosted: Hosted, request: Request, servi
 async def _drawn(order: Order, version: Version, service: Service, request: Request) -> Response:
     _submit(order, service, request.state.key)
     files = await order.files(disconnected(request))
-    data = await asyncio.to_thread(_data, order, files, request, service)
+    if order.body.response_format == "url" or sum(map(len, files)) > INLINE_BYTES:
+        data = await asyncio.to_thread(_data, order, files, request, service)
+    else:
+        data = _data(order, files, request, service)
     service.metrics.request_seconds.observe(time.perf_counter() - request.state.started)
     attributes = {"model": order.generator.name, "steps": order.steps, "images": len(files)}
     service.tracing.record(request.headers, order.images, request.state.started, attributes)

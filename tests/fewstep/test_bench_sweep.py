@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fewstep.bench.load import Client
 from fewstep.bench.plot import plot
 from fewstep.bench.scrape import batches, read
 from fewstep.bench.sweep import CALLERS, KEPT, SHARES, knee, sweep
@@ -57,6 +59,21 @@ def test_what_was_counted_between_two_readings() -> None:
     assert ("other_batch_size_count", "") not in before
     assert batches(after, after) == {}
     assert batches({}, {}) == {}, "a server without such metrics"
+
+
+@pytest.mark.parametrize(
+    "answer", [httpx.Response(404), httpx.Response(200, text='{"ready":true}'), httpx.ConnectError("gone")]
+)
+def test_servers_without_such_metrics(
+    answer: httpx.Response | Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def get(self: object, *args: object, **named: object) -> httpx.Response:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(httpx.AsyncClient, "get", get)
+    assert asyncio.run(Client("http://127.0.0.1:9", ["a"], {}, None).counted()) == {}
 
 
 def row(kind: str, setting: float, served: float, requests: int = 1000) -> dict[str, Any]:

@@ -162,6 +162,19 @@ def test_a_body_that_grows_too_large_is_not_read_to_its_end() -> None:
     assert exchange.seen == b""
 
 
+def test_what_is_declared_too_large_is_taken_in_so_that_its_sender_hears_of_it() -> None:
+    exchange = Exchange(
+        *[part(b"x" * 40, True)] * 49, part(b"x" * 40), headers=[(b"content-length", b"2000")]
+    )
+    sent = exchange.run()
+    assert (sent[0]["status"], len(exchange.incoming), exchange.seen) == (413, 0, b"")
+
+
+def test_what_is_declared_far_too_large_is_not_taken_in() -> None:
+    exchange = Exchange(part(b"x" * 40, True), headers=[(b"content-length", b"99999999999")])
+    assert (exchange.run()[0]["status"], len(exchange.incoming)) == (413, 1)
+
+
 def test_a_body_that_does_not_arrive_is_not_waited_for() -> None:
     exchange = Exchange(part(b"ab", True), seconds=0.05)
     sent = exchange.run()
