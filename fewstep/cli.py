@@ -255,6 +255,9 @@ def _export(rooms: Subparsers[Parser]) -> None:
         "--fuse", action="store_true", help="also write the whole generator as one graph per step count"
     )
     command.add_argument(
+        "--torch", action="store_true", help="also write programs for --backend torch and torch-compile"
+    )
+    command.add_argument(
         "--min-psnr",
         type=arguments.number,
         metavar="DB",

@@ -145,6 +145,7 @@ def export(options: argparse.Namespace) -> None:
         min_psnr=options.min_psnr,
         prompts=load_prompts(options.prompts)[:CALIBRATION_PROMPTS] if options.prompts else (),
         fuse=options.fuse,
+        torch=options.torch,
     )
     print(f"{bundle.path} {bundle.digest}")
 

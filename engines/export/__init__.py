@@ -29,6 +29,7 @@ def export_student(
     min_psnr: float | None = None,
     prompts: Sequence[str] = (),
     fuse: bool = False,
+    torch: bool = False,
     say: Callable[[str], None] = print,
 ) -> Bundle:
     """Writes the bundle of a student to `out`; the same student always gives the same bundle.
@@ -44,6 +45,7 @@ def export_student(
             `auto` 40.
         prompts: What to calibrate `int8-qdq` on.
         fuse: Also write the whole generator as one graph for each step count.
+        torch: Also write each part as a program for PyTorch, `<part>.pt2`.
         say: Is told what is being done, one line at a time.
 
     Raises:
@@ -59,8 +61,8 @@ def export_student(
     say(f"loading {student}")
     loaded = load_student(student)
     checked = loaded.check_sizes(tuple(sizes) if sizes else None)
-    check_disk(out, loaded.weight_bytes * (len(wanted) + 1))
-    wish = Wish(tuple(sorted(set(batch_sizes))), checked, tuple(prompts), fuse)
+    check_disk(out, loaded.weight_bytes * (len(wanted) * (1 + torch) + 1))
+    wish = Wish(tuple(sorted(set(batch_sizes))), checked, tuple(prompts), fuse, torch)
     with whole_folder(out) as folder:
         if precision == AUTO:
             choose(loaded, folder, wish, wanted, say)

@@ -16,14 +16,18 @@ from ..bundle import MANIFEST, Graph, Manifest, SamplerSpec, Size, sha256
 from ..errors import EngineError
 from ..runtime.fused import FusedGraphs
 from ..runtime.onnx import OnnxNetworks
+from ..runtime.torch import TorchPrograms
 from .certificate import certify
+from .external import in_memory, is_external
 from .fuse import write_fused
 from .graphs import Part, parts_of
 from .half import in_half, islands_of
 from .precision import PRECISIONS, Precision
 from .probe import probe
+from .program import write_program
 from .quantize import denoiser_feeds, with_dynamic_scales, with_fixed_scales
 from .reference import TorchNetworks
+from .staged import OneAtATime
 from .student import Student
 from .trace import OPSET, trace_part, write_graph
 
@@ -41,6 +45,7 @@ class Wish:
         sizes: Of pictures, to certify.
         prompts: To calibrate on.
         fuse: Whether to write the whole generator as one graph too.
+        torch: Whether to write each part as a program for PyTorch too.
         traced: Where given, graphs that have been traced, by part and type: precisions share them.
     """
 
@@ -48,6 +53,7 @@ class Wish:
     sizes: tuple[Size, ...]
     prompts: tuple[str, ...] = ()
     fuse: bool = False
+    torch: bool = False
     traced: dict[tuple[str, bool], ModelProto] | None = None
 
 
@@ -55,17 +61,29 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
     """Writes all files of the bundle to `folder`.
 
     Raises:
-        EngineError: a graph breaks a rule, or a bound of the certificate does not hold.
+        EngineError: a graph breaks a rule, a bound of the certificate does not hold, or programs for
+            PyTorch are wanted in a precision that it does not compute in.
     """
-    graphs, islands = write_graphs(student, folder, wish, precision, say)
+    if wish.torch and precision.quantised:
+        raise EngineError(f"precision {precision.name}: programs for PyTorch are in fp32 or fp16 (--torch)")
+    graphs, islands, programs = write_graphs(student, folder, wish, precision, say)
     content = student.spec.model_dump(mode="json")
     spec = SamplerSpec.model_validate(content)
     reference = TorchNetworks(student.family, student.spec, student.pipeline)
-    networks = OnnxNetworks(folder, spec)
+    networks: OnnxNetworks = (OneAtATime if student.large else OnnxNetworks)(folder, spec)
     fused = {steps: write_fused(folder, spec, steps) for steps in spec.levels} if wish.fuse else {}
     one_call = FusedGraphs(folder, spec, fused) if fused else None
+    names = {part: (inputs, [one.name for one in graphs[part].outputs]) for part, inputs in programs.items()}
     certificate = certify(
-        reference, networks, spec, wish.batch_sizes, wish.sizes, precision.tolerance, say, one_call
+        reference,
+        networks,
+        spec,
+        wish.batch_sizes,
+        wish.sizes,
+        precision.tolerance,
+        say,
+        one_call,
+        TorchPrograms(folder, spec, names) if names else None,
     )
     if failures := certificate.failures():
         raise EngineError(f"{student.name}: the graphs do not match PyTorch: {'; '.join(failures)}")
@@ -81,6 +99,7 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
         certificate=certificate,
         quality=student.quality,
         fused=fused,
+        programs=programs,
         islands=islands,
         provenance=_provenance(student, wish, precision),
     )
@@ -90,32 +109,36 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
 
 def write_graphs(
     student: Student, folder: Path, wish: Wish, precision: Precision, say: Say
-) -> tuple[dict[str, Graph], dict[str, tuple[str, ...]]]:
-    """The graphs and tokenizers; and of each part in half precision the layers that are not."""
+) -> tuple[dict[str, Graph], dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """The graphs and tokenizers; the layers of each part in half precision that are not; inputs of programs."""
     for text in student.spec.text:
         _write_tokenizer(getattr(student.pipeline, text.tokenizer), text.max_length, folder / text.tokenizer)
-    graphs, islands = {}, {}
+    graphs, islands, programs = {}, {}, {}
     for part in parts_of(student.family, student.spec, student.pipeline):
-        say(f"exporting {part.name} in {precision.name}")
+        name = part.name
+        say(f"exporting {name} in {precision.name}")
         if precision.half:
             part = in_half(part, torch.float16)
-            islands[part.name] = islands_of(part)
-        model = _traced(part, wish, precision)
-        if part.name in precision.quantised:
-            model = _quantised(model, student, wish, precision)
-        graphs[part.name] = write_graph(part.name, model, folder)
-    return graphs, islands
+            islands[name] = islands_of(part)
+        if wish.torch:
+            programs[name] = write_program(part, folder)
+        model = _traced(part, folder, wish, precision)
+        del part  # its weights may go now
+        if name in precision.quantised:
+            model = _quantised(model, student, folder, wish, precision)
+        graphs[name] = write_graph(name, model, folder)
+    return graphs, islands, programs
 
 
-def _traced(part: Part, wish: Wish, precision: Precision) -> ModelProto:
+def _traced(part: Part, folder: Path, wish: Wish, precision: Precision) -> ModelProto:
     """The part's graph, checked at several shapes."""
     key = (part.name, precision.half)
     if wish.traced is not None and key in wish.traced:
         return _copy(wish.traced[key])
-    model = trace_part(part)
+    model = trace_part(part, folder)
     bound = PRECISIONS["fp16" if precision.half else "fp32"].tolerance[part.name]
-    probe(part, model, bound)
-    if wish.traced is not None:
+    probe(part, model, bound, folder)
+    if wish.traced is not None and not is_external(model):
         wish.traced[key] = _copy(model)
     return model
 
@@ -126,7 +149,10 @@ def _copy(model: ModelProto) -> ModelProto:
     return copied
 
 
-def _quantised(model: ModelProto, student: Student, wish: Wish, precision: Precision) -> ModelProto:
+def _quantised(
+    model: ModelProto, student: Student, folder: Path, wish: Wish, precision: Precision
+) -> ModelProto:
+    model = in_memory(model, folder)
     if not precision.calibrated:
         return with_dynamic_scales(model)
     networks = TorchNetworks(student.family, student.spec, student.pipeline)

@@ -120,7 +120,7 @@ def graphs_at_hand(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in bundle.manifest.files:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(bundle.path / name, folder / name)
-        return bundle.manifest.graphs, {}
+        return bundle.manifest.graphs, {}, {}
 
     monkeypatch.setattr(make, "write_graphs", copy)
 
