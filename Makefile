@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SERVE_PORT ?= 8000
 
-.PHONY: demo test check set-up clean
+.PHONY: demo test check docs set-up clean
 
 demo: set-up
 	$(BIN)/python -m fewstep.demo --port $(SERVE_PORT)
@@ -17,6 +17,12 @@ check: set-up
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck .ci/run scripts/system-packages deploy/*.sh deploy/image/*.sh
+
+docs: set-up
+	$(BIN)/python -m scripts.reference
+	$(BIN)/mkdocs build --strict
 
 set-up: .venv/complete
 
@@ -28,4 +34,4 @@ set-up: .venv/complete
 	touch $@
 
 clean:
-	rm -rf .venv demo runs
+	rm -rf .venv demo runs site

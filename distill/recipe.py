@@ -65,8 +65,10 @@ class Recipe(Strict):
     step_counts: tuple[int, ...] = ()
     """Step counts the student offers; by default all that divide N, whose levels N was trained on."""
     renoise: Renoise = "fresh"
+    """The noise of the generator's later steps: new, the first again, or the one that x and D imply."""
 
     iterations: PositiveInt = 4000
+    """Each updates the fake score network and then the generator."""
     max_minutes: PositiveFloat | None = None
     """Ends the training early, after so many minutes, with the student as it is then."""
     batch: PositiveInt = 256
@@ -77,7 +79,9 @@ class Recipe(Strict):
     """Fake score updates for each generator update."""
 
     alpha: float = 1.0
+    """Of the generator's loss (`sid.md` 2.4)."""
     weighting: Literal[tuple(WEIGHTINGS)] = "1_minus_sigma"  # type: ignore[valid-type]
+    """w(t) of the generator's loss, in x0 space (`sid.md` 2.4)."""
     generator_scale: PositiveFloat = 100.0
     """Factor of the generator loss; with Adam it acts against eps only."""
     fake_scale: PositiveFloat = 1.0
@@ -105,6 +109,7 @@ class Recipe(Strict):
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` runs the networks under autocast; parameters stay float32."""
     save_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    """Of the student's weights on disk."""
 
     seed: int = Field(default=0, ge=0, lt=2**31)
     quality: Literal["shapes"] | None = None

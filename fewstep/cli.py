@@ -336,6 +336,11 @@ def _bench(rooms: Subparsers[Parser]) -> None:
         "--concurrency", type=arguments.positives, metavar="N,…", help="closed loop (default: 1,2,4,8,16)"
     )
     command.add_argument(
+        "--sweep",
+        action="store_true",
+        help="one caller, 32 callers, then rates around what those got: finds the knee",
+    )
+    command.add_argument(
         "--seconds", type=arguments.number, default=10.0, help="of each setting (default: 10)"
     )
     command.add_argument(
@@ -349,6 +354,9 @@ def _bench(rooms: Subparsers[Parser]) -> None:
     command.add_argument("--n", type=arguments.positive, default=1, help="pictures a request (default: 1)")
     command.add_argument("--seed", type=arguments.seed, default=0, help="of the arrivals (default: 0)")
     command.add_argument("--api-key", help="of a server that needs one")
+    command.add_argument(
+        "--plot", type=Path, metavar="FILE", help="latency and goodput as a .png, .svg or .pdf"
+    )
     command.add_argument("--json", action="store_true", help="print JSON instead of a Markdown table")
 
 

@@ -38,6 +38,7 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
         runtimes: Models to serve instead of loading `settings.models`.
     """
     metrics = Metrics()
+    metrics.health.queue_limit.set(settings.queue_limit)
     service = Service(
         settings,
         metrics,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -12,6 +13,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     Info,
+    ProcessCollector,
     disable_created_metrics,
 )
 
@@ -54,6 +56,28 @@ class ModelMeters:
     reduced: Counter
     cancelled: Counter
     prediction: Histogram
+
+
+class Health:
+    """Whether the server and its models can be used, and how much one takes in."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._ready = Gauge(
+            "fewstep_ready", "1 while /health/ready says that the server is ready.", registry=registry
+        )
+        self._model_ready = Gauge(
+            "fewstep_model_ready", "1 while the model is loaded and draws.", ["model"], registry=registry
+        )
+        self.queue_limit = Gauge(
+            "fewstep_queue_limit_images", "The setting queue_limit, which is per model.", registry=registry
+        )
+
+    def report(self, ready: bool, models: Mapping[str, bool]) -> None:
+        """How it is from now on; a model not named any more has no series."""
+        self._ready.set(ready)
+        self._model_ready.clear()
+        for name, draws in models.items():
+            self._model_ready.labels(name).set(draws)
 
 
 class Metrics:
@@ -131,6 +155,8 @@ class Metrics:
         self._restarts = Counter(
             "fewstep_engine_restarts", "Engines restarted after a failure.", ["model"], registry=registry
         )
+        self.health = Health(registry)
+        ProcessCollector(registry=registry)
         build = Info("fewstep_build", "Versions of this server.", registry=registry)
         build.info({"version": package_version(), "python": platform.python_version()})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import secrets
 import time
@@ -50,7 +51,7 @@ class FileStore:
     def __init__(self, folder: Path, lifetime: float = LIFETIME) -> None:
         """
         Raises:
-            ServiceError: the folder cannot be made.
+            ServiceError: the folder cannot be made or written to.
         """
         self._folder, self._lifetime = folder, lifetime
         self._next_sweep = 0.0
@@ -59,6 +60,9 @@ class FileStore:
         except OSError as error:
             message = f"cannot keep pictures in {folder}: {error.strerror}; set FEWSTEP_DATA_DIR"
             raise ServiceError(message, status=500) from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            message = f"cannot keep pictures in {folder}: it is not writable for user {os.getuid()}"
+            raise ServiceError(f"{message}; make it so or set FEWSTEP_DATA_DIR", status=500)
 
     def put(self, content: bytes, format: Format) -> str:
         """Keeps a file and returns its name."""

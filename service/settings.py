@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import ServiceError
 
+PREFIX, FILE = "FEWSTEP_", "_FILE"
 DEFAULT_MODELS = {"shapes-sana-sid": "shapes-sana-sid"}
 
 
@@ -21,11 +24,12 @@ def _data_home() -> Path:
 
 
 class Settings(BaseSettings):
-    """Each field is the environment variable `FEWSTEP_<NAME>` and a line of `fewstep serve --help`."""
+    """Each field is the environment variable `FEWSTEP_<NAME>` and a line of `fewstep serve --help`.
 
-    model_config = SettingsConfigDict(
-        env_prefix="FEWSTEP_", env_ignore_empty=True, extra="ignore", frozen=True
-    )
+    The variable `FEWSTEP_<NAME>_FILE` names a file that holds the value.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
@@ -111,6 +115,58 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Origins whose pages may call this server, comma-separated; none by default"
     )
+    jobs_workers: bool = Field(
+        default=True, description="Whether this server runs jobs; if not, a `fewstep worker` has to"
+    )
+    jobs_backend: Literal["local", "ray"] = Field(
+        default="local", description="Where jobs run: on this machine, or on a Ray cluster"
+    )
+    jobs_ray_address: str | None = Field(
+        default=None, description="The Ray cluster's Jobs API, e.g. http://10.0.0.1:8265"
+    )
+    jobs_ray_gpus: float = Field(default=1.0, ge=0, description="GPUs that a job asks the Ray cluster for")
+    jobs_devices: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="GPUs for jobs as in CUDA_VISIBLE_DEVICES, comma-separated, one job at a time on each;"
+        " by default one job at a time that sees all",
+    )
+    jobs_nice: int = Field(default=10, ge=0, le=19, description="How much serving goes before jobs")
+    jobs_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of a job; by default PyTorch decides"
+    )
+    jobs_retries: int = Field(
+        default=2, ge=0, le=100, description="How often a job that crashes at one place is started again"
+    )
+    jobs_lease_seconds: float = Field(
+        default=120.0,
+        ge=1,
+        le=3600,
+        description="After how long without a sign of its runner a job may be taken by another one; its"
+        " process stops by itself after half of that",
+    )
+    jobs_stop_seconds: float = Field(
+        default=120.0, ge=0, le=3600, description="How long a job that is stopped may take to save its state"
+    )
+    jobs_keep_students: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of how many jobs of one name the artifacts are kept; by default of all",
+    )
+    jobs_keep_checkpoints: bool = Field(
+        default=False, description="Whether a job's states are kept after it has succeeded"
+    )
+    jobs_clip: str | None = Field(
+        default=None, description="CLIP for the gate's scores: a transformers folder or hub id"
+    )
+    jobs_fid_features: str | None = Field(
+        default=None, description="Network for the gate's FID: a transformers folder, hub id or .pt file"
+    )
+    jobs_fid_statistics: str | None = Field(
+        default=None, description="Statistics of real pictures for the gate's FID"
+    )
+    artifacts_url: str | None = Field(
+        default=None, description="Where jobs leave what they make: an fsspec URL; by default the data folder"
+    )
     log_format: Literal["text", "json"] = Field(default="text", description="Form of log lines")
     log_prompts: bool = Field(default=False, description="Whether log lines hold the prompts")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -122,7 +178,16 @@ class Settings(BaseSettings):
         """Where bundles are kept by name."""
         return self.data_dir / "bundles"
 
-    @field_validator("cors_origins", mode="before")
+    @property
+    def jobs_folder(self) -> Path:
+        """Where jobs work."""
+        return self.data_dir / "jobs"
+
+    @property
+    def artifacts(self) -> str:
+        return self.artifacts_url or str(self.data_dir.absolute() / "artifacts")
+
+    @field_validator("cors_origins", "jobs_devices", mode="before")
     @classmethod
     def _parse_origins(cls, value: Any) -> Any:
         return (
@@ -160,11 +225,41 @@ def read_settings(**overrides: Any) -> Settings:
     """The environment's settings with `overrides` on top.
 
     Raises:
-        ServiceError: a value is out of range; names the setting.
+        ServiceError: a value is out of range, a file of one cannot be read, or there is no such setting;
+            names it.
     """
+    _check_names(os.environ)
     try:
-        return Settings(**overrides)
+        return Settings(**_from_files(os.environ) | overrides)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        raise ServiceError(f"{name} (FEWSTEP_{name.upper()}): {first['msg']}", param=name) from error
+        raise ServiceError(f"{name} ({PREFIX}{name.upper()}): {first['msg']}", param=name) from error
+
+
+def _check_names(environment: Mapping[str, str]) -> None:
+    """A misspelt variable would otherwise be a setting that does nothing."""
+    known = [PREFIX + name.upper() + ending for name in Settings.model_fields for ending in ("", FILE)]
+    for variable in environment:
+        if variable.startswith(PREFIX) and variable not in known:
+            close = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)
+            hint = f"did you mean {close[0]}?" if close else "`fewstep serve --help` lists all of them"
+            raise ServiceError(f"{variable} is not a setting; {hint}", param=variable)
+
+
+def _from_files(environment: Mapping[str, str]) -> dict[str, str]:
+    """`FEWSTEP_<NAME>_FILE` holds the value, as secrets are mounted; an empty one means the default."""
+    values: dict[str, str] = {}
+    for name in Settings.model_fields:
+        variable = PREFIX + name.upper()
+        file = environment.get(variable + FILE)
+        if not file:
+            continue
+        if environment.get(variable):
+            raise ServiceError(f"{variable} and {variable}{FILE} are both set; unset one", param=name)
+        try:
+            content = Path(file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ServiceError(f"cannot read {variable}{FILE}: {error}", param=name) from error
+        values |= {name: content} if content else {}
+    return values

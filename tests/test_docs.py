@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import re
-import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +17,6 @@ from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKING = ("make demo", "make test", "fewstep serve")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def shell_commands() -> list[str]:
-    lines = [line.partition("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 def table(first_column: str) -> list[list[str]]:
@@ -90,30 +77,6 @@ def test_every_task_of_the_shapes_world_has_help(task: str, capsys: pytest.Captu
         main(["shapes", task, "--help"])
     assert stop.value.code == 0
     assert "--out" in capsys.readouterr().out
-
-
-def test_commands_shown_in_the_readme_parse() -> None:
-    shown = [line for line in shell_commands() if "fewstep" in line]
-    assert shown
-    for line in shown:
-        words = shlex.split(line)
-        assert words[0].endswith("bin/fewstep")
-        parser().parse_args(words[1:])
-
-
-@pytest.mark.parametrize("line", [c for c in shell_commands() if not any(b in c for b in BLOCKING)])
-def test_commands_shown_in_the_readme_run(line: str, tmp_path: Path) -> None:
-    words = shlex.split(line)
-    done = subprocess.run(
-        [sys.executable, "-m", "fewstep", *words[1:]], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert list(tmp_path.iterdir()), "the command says what it draws, and draws it"
-
-
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python_shown_in_the_readme_is_python(block: str) -> None:
-    ast.parse(block)
 
 
 def made(target: str) -> str:

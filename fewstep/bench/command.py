@@ -8,8 +8,13 @@ import json
 import sys
 from typing import Any
 
+from service.errors import ServiceError
+
 from .load import Client, Run, closed_loop, open_loop
-from .report import as_table, summary
+from .plot import check_plot, plot
+from .report import as_table, headline, summary
+from .scrape import batches
+from .sweep import sweep
 
 COLOURS, SHAPES = ("red", "green", "blue", "yellow"), ("circle", "square", "triangle", "star")
 PROMPTS = [f"a {colour} {shape} on a white background" for colour in COLOURS for shape in SHAPES]
@@ -18,21 +23,40 @@ DEFAULT_CONCURRENCY = (1, 2, 4, 8, 16)
 
 def bench(options: argparse.Namespace) -> int:
     """Runs each setting after the other; 1 when requests failed (those shed have not)."""
-    rows = asyncio.run(_bench(options))
-    print(json.dumps(rows, indent=2) if options.json else as_table(rows))
+    if options.sweep and (options.rate or options.concurrency):
+        raise ServiceError(
+            "--sweep chooses rates and callers itself: expected no --rate and no --concurrency"
+        )
+    if options.plot:
+        check_plot(options.plot)
+    found = asyncio.run(_bench(options))
+    rows = found["rows"] if options.sweep else found
+    if options.plot:
+        knee = found["knee_requests_per_second"] if options.sweep else None
+        plot(rows, options.plot, found["slo_ms"] if options.sweep else options.slo_ms, knee)
+    text = as_table(rows) + (f"\n\n{headline(found)}" if options.sweep else "")
+    print(json.dumps(found, indent=2) if options.json else text)
     return 1 if any(row["failed"] for row in rows) else 0
 
 
-async def _bench(options: argparse.Namespace) -> list[dict[str, Any]]:
+async def _bench(options: argparse.Namespace) -> Any:
     client = Client(options.url.rstrip("/"), PROMPTS, _fields(options), options.api_key)
+    slo = options.slo_ms and options.slo_ms / 1000
+
+    async def measure(kind: str, value: float, slo_seconds: float | None) -> dict[str, Any]:
+        before = await client.counted()
+        run = await _run(client, options, kind, value)
+        counted = batches(before, await client.counted())
+        row = summary(run, slo_seconds, options.n)
+        return {**row, "warm_up_seconds": options.warm_up, "batches": counted}
+
     try:
         await client.check()
         if options.warm_up:
             await closed_loop(client.send, 1, options.warm_up)
-        return [
-            summary(run, options.slo_ms and options.slo_ms / 1000, options.n)
-            for run in [await _run(client, options, kind, value) for kind, value in _settings(options)]
-        ]
+        if options.sweep:
+            return await sweep(measure, slo, options.n)
+        return [await measure(kind, value, slo) for kind, value in _settings(options)]
     finally:
         await client.close()
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from service.errors import ServiceError
 
+from .scrape import Reading, read
+
 ROUTE = "/v1/images/generations"
 LONGEST_ANSWER = 600.0
 
@@ -108,6 +110,16 @@ class Client:
         return Answer(
             seconds, response.status_code, steps, _phases(response.headers.get("server-timing", ""))
         )
+
+    async def counted(self) -> Reading:
+        """What the server has counted so far; nothing if it does not say."""
+        import httpx
+
+        try:
+            response = await self._client.get("/metrics", headers={"accept": "text/plain"})
+        except httpx.HTTPError:
+            return {}
+        return read(response.text) if response.status_code == 200 else {}
 
     async def check(self) -> None:
         """

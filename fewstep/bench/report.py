@@ -32,6 +32,8 @@ def summary(run: Run, slo_seconds: float | None, images: int) -> dict[str, Any]:
         "ok": len(good),
         "shed": len(shed),
         "failed": failed,
+        "within_slo": len(within),
+        "shed_share": round(len(shed) / max(1, len(run.answers)), 4),
         "images_per_second": round(images * len(good) / run.seconds, 2),
         "goodput_images_per_second": round(images * len(within) / run.seconds, 2),
         "latency_ms": _percentiles(good),
@@ -57,14 +59,26 @@ def as_table(rows: Sequence[dict[str, Any]]) -> str:
         "goodput",
         *(f"p{p} ms" for p in PERCENTILES),
         "steps",
+        "mean batch",
+        "ms by phase",
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(_cells(row)) + " |" for row in rows)])
 
 
+def headline(found: dict[str, Any]) -> str:
+    """What a sweep found, in a sentence."""
+    knee = found["knee_requests_per_second"]
+    return (
+        f"One caller {found['unloaded_ms']:.1f} ms, SLO {found['slo_ms']:.1f} ms; at most"
+        f" {found['capacity_images_per_second']:.1f} images/s; knee at "
+        + (f"{knee:g} requests/s." if knee is not None else "less than the lowest rate tried.")
+    )
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
     load = f"{row['rate']:g}/s" if row["loop"] == "open" else f"{row['concurrency']:g} callers"
-    latency = row["latency_ms"]
+    latency, denoise = row["latency_ms"], row.get("batches", {}).get("denoise")
     return [
         load,
         *(str(row[name]) for name in ("ok", "shed", "failed")),
@@ -72,6 +86,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['goodput_images_per_second']:.1f}",
         *(f"{latency[f'p{p}']:.1f}" if latency else "-" for p in PERCENTILES),
         ", ".join(f"{steps}: {count}" for steps, count in row["steps"].items()) or "-",
+        f"{denoise['mean_batch']:.1f}" if denoise else "-",
+        ", ".join(f"{name} {spent:.1f}" for name, spent in row["phases_ms"].items()) or "-",
     ]
 
 

@@ -39,6 +39,10 @@ async def metrics(request: Request, service: InService) -> Response:
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
     except (TypeError, ValueError):  # a version that is none
         encode, media_type = choose_encoder("")
+    models = service.models
+    service.metrics.health.report(
+        models.status == "ready", {name: models.state(name) == "ready" for name in models.names}
+    )
     return Response(encode(service.metrics.registry), headers={"Content-Type": media_type})
 
 

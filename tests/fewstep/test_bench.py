@@ -40,8 +40,9 @@ def test_what_a_run_came_to() -> None:
     assert row["shed_ms"]["p99"] == 10.0
     assert (row["steps"], row["phases_ms"]) == ({"4": 10}, {"queue": 2.0})
     table = as_table([row, summary(Run("closed", 4, 1.0, [answer(1, 500)]), None, 1)])
-    assert "| 20/s | 10 | 5 | 2 | 15.0 | 12.0 | 100.0 | 900.0 | 900.0 | 4: 10 |" in table
-    assert "| 4 callers | 0 | 0 | 1 | 0.0 | 0.0 | - | - | - | - |" in table
+    assert "| 20/s | 10 | 5 | 2 | 15.0 | 12.0 | 100.0 | 900.0 | 900.0 | 4: 10 | - | queue 2.0 |" in table
+    assert "| 4 callers | 0 | 0 | 1 | 0.0 | 0.0 | - | - | - | - | - | - |" in table
+    assert (row["within_slo"], row["shed_share"]) == (8, round(5 / 17, 4))
 
 
 def test_arrivals_do_not_wait_for_answers_and_lateness_counts() -> None:
@@ -92,6 +93,11 @@ def test_a_server_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert closed["ok"] > 2
     assert closed["steps"] == {"2": closed["ok"]}
     assert set(closed["phases_ms"]) == {"queue", "encode", "denoise", "decode", "file"}
+    denoise = closed["batches"]["denoise"]
+    assert 1 <= denoise["mean_batch"] <= 2
+    assert denoise["batches"] * denoise["mean_batch"] >= 2 * closed["ok"] - 4
+    assert 0 < denoise["seconds"] < 10
+    assert closed["warm_up_seconds"] == 0.1
     assert (opened["loop"], opened["rate"]) == ("open", 400)
     assert opened["shed"] > 0
     assert opened["requests"] == opened["ok"] + opened["shed"]

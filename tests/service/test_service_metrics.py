@@ -5,6 +5,8 @@ from __future__ import annotations
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
+from service.metrics import Metrics
+
 from .running import Running
 
 FROZEN = {
@@ -25,7 +27,16 @@ FROZEN = {
     "fewstep_cancelled_images_total": {"model"},
     "fewstep_prediction_ratio": {"model"},
     "fewstep_engine_restarts_total": {"model"},
+    "fewstep_ready": set(),
+    "fewstep_model_ready": {"model"},
+    "fewstep_queue_limit_images": set(),
     "fewstep_build_info": {"version", "python"},
+    "process_cpu_seconds_total": set(),
+    "process_max_fds": set(),
+    "process_open_fds": set(),
+    "process_resident_memory_bytes": set(),
+    "process_start_time_seconds": set(),
+    "process_virtual_memory_bytes": set(),
 }
 BUCKETS = "0.01 0.02 0.03 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1.0 1.5 2.0 3.0 5.0 10.0 30.0 +Inf"
 
@@ -84,3 +95,19 @@ def test_outcomes_and_routes(shared: Running) -> None:
     assert count(route="unmatched", outcome="invalid") >= 1
     assert count(route="/v1/models/{id}", model="fake", outcome="ok") >= 1
     assert 'route="/health' not in shared.client.get("/metrics").text
+
+
+def test_readiness_is_a_metric(shared: Running) -> None:
+    assert shared.metric("fewstep_ready") == 1
+    assert shared.metric("fewstep_model_ready", model="fake") == 1
+    assert shared.metric("fewstep_model_ready") == 2
+    assert shared.metric("fewstep_queue_limit_images") == 256
+
+
+def test_a_server_that_is_not_ready_says_so_by_model() -> None:
+    metrics = Metrics()
+    metrics.health.report(False, {"a": True, "b": False})
+    metrics.health.report(False, {"b": False})
+    assert metrics.registry.get_sample_value("fewstep_ready") == 0
+    assert metrics.registry.get_sample_value("fewstep_model_ready", {"model": "b"}) == 0
+    assert metrics.registry.get_sample_value("fewstep_model_ready", {"model": "a"}) is None, "unloaded"

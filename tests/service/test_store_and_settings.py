@@ -19,6 +19,7 @@ from PIL import Image as PillowImage
 
 from fewstep.cli import parser
 from service import pictures
+from service.app import create_app
 from service.errors import ServiceError
 from service.pictures import LIFETIME, MEDIA_TYPES, NAME, FileStore, to_file
 from service.settings import Settings, read_settings
@@ -163,6 +164,22 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "provenance": ("false", False),
     "api_keys": ("/etc/keys", Path("/etc/keys")),
     "cors_origins": ("https://a.example, https://b.example", ("https://a.example", "https://b.example")),
+    "jobs_workers": ("false", False),
+    "jobs_backend": ("ray", "ray"),
+    "jobs_ray_address": ("http://10.0.0.1:8265", "http://10.0.0.1:8265"),
+    "jobs_ray_gpus": ("0.5", 0.5),
+    "jobs_devices": ("0, 1", ("0", "1")),
+    "jobs_nice": ("3", 3),
+    "jobs_threads": ("2", 2),
+    "jobs_retries": ("5", 5),
+    "jobs_lease_seconds": ("45.5", 45.5),
+    "jobs_stop_seconds": ("7.5", 7.5),
+    "jobs_keep_students": ("3", 3),
+    "jobs_keep_checkpoints": ("true", True),
+    "jobs_clip": ("a/clip", "a/clip"),
+    "jobs_fid_features": ("a/network", "a/network"),
+    "jobs_fid_statistics": ("/srv/coco.npz", "/srv/coco.npz"),
+    "artifacts_url": ("s3://bucket/jobs", "s3://bucket/jobs"),
     "log_format": ("json", "json"),
     "log_prompts": ("true", True),
     "log_level": ("debug", "debug"),
@@ -213,6 +230,75 @@ def test_an_empty_variable_means_the_default(monkeypatch: pytest.MonkeyPatch) ->
     for name in EVERY_SETTING:
         monkeypatch.setenv(f"FEWSTEP_{name.upper()}", "")
     assert read_settings() == expected
+
+
+@pytest.mark.parametrize("name", EVERY_SETTING)
+def test_a_setting_comes_from_a_file(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As secrets are mounted: with a line break at the end."""
+    written, value = EVERY_SETTING[name]
+    (tmp_path / "secret").write_text(written + "\n")
+    monkeypatch.setenv(f"FEWSTEP_{name.upper()}_FILE", str(tmp_path / "secret"))
+    assert getattr(read_settings(), name) == value
+
+
+def test_an_empty_file_means_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    expected = read_settings()
+    (tmp_path / "secret").write_text("\n")
+    monkeypatch.setenv("FEWSTEP_THREADS_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("FEWSTEP_PORT_FILE", "")
+    assert read_settings() == expected
+
+
+def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FEWSTEP_PORT_FILE", str(tmp_path / "nothing"))
+    with pytest.raises(ServiceError, match=r"FEWSTEP_PORT_FILE.*nothing"):
+        read_settings()
+    (tmp_path / "nothing").write_bytes(b"\xff\xfe")
+    with pytest.raises(ServiceError, match="FEWSTEP_PORT_FILE"):
+        read_settings()
+
+
+def test_a_file_with_a_bad_value_is_a_bad_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "port").write_text("http")
+    monkeypatch.setenv("FEWSTEP_PORT_FILE", str(tmp_path / "port"))
+    with pytest.raises(ServiceError, match="FEWSTEP_PORT"):
+        read_settings()
+
+
+def test_a_value_and_a_file_of_one_setting_are_too_many(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "port").write_text("1")
+    monkeypatch.setenv("FEWSTEP_PORT_FILE", str(tmp_path / "port"))
+    monkeypatch.setenv("FEWSTEP_PORT", "2")
+    with pytest.raises(ServiceError, match="both set"):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("FEWSTEP_QUEU_LIMIT", "did you mean FEWSTEP_QUEUE_LIMIT?"),
+        ("FEWSTEP_API_KEY_FILE", "did you mean FEWSTEP_API_KEYS_FILE?"),
+        ("FEWSTEP_XYZZY", "fewstep serve --help"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, hint: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ServiceError) as caught:
+        read_settings()
+    assert variable in str(caught.value)
+    assert hint in str(caught.value)
+
+
+def test_a_data_folder_that_cannot_be_written_to_is_said_at_the_start(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # the tests may run as root, who always may
+    with pytest.raises(ServiceError, match="not writable for user"):
+        create_app(settings, {})
 
 
 @pytest.mark.parametrize(

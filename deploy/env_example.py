@@ -1,0 +1,91 @@
+"""Writes .env.example: what compose.yaml takes from its environment, then every setting of the server."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from service.settings import PREFIX, Settings
+
+FILE = Path(__file__).parent / ".env.example"
+HEADER = """\
+# Copy to .env and uncomment what shall differ; each line shows the default.
+# A server with a variable that is no setting, or with a bad value, ends at once and says which.
+# FEWSTEP_<NAME>_FILE=/run/secrets/<name> reads a value from a file instead.
+"""
+COMPOSE = {
+    "COMPOSE_PROFILES": ("", "gpu, jobs and ray, comma-separated, when compose is called without up.sh"),
+    "BIND": (
+        "127.0.0.1",
+        "Address on this machine that ports are published on; put a TLS proxy before any other",
+    ),
+    "API_PORT": ("8000", "Port of the server on the CPU"),
+    "API_GPU_PORT": ("8001", "Port of the server on the GPU"),
+    "PROMETHEUS_PORT": ("9090", "Port of Prometheus"),
+    "GRAFANA_PORT": (
+        "3000",
+        "Port of Grafana; its user is admin, its password in secrets/grafana_admin_password",
+    ),
+    "API_CPUS": ("2", "Most cores of the server on the CPU"),
+    "API_MEMORY": (
+        "2g",
+        "Most memory of the server on the CPU; over it the container is killed and started again",
+    ),
+    "API_GPU_CPUS": ("2", "Most cores of the server on the GPU"),
+    "API_GPU_MEMORY": ("16g", "Most memory, aside from the GPU's, of the server on the GPU"),
+    "PROMETHEUS_MEMORY": ("1g", "Most memory of Prometheus"),
+    "GRAFANA_MEMORY": ("512m", "Most memory of Grafana"),
+    "STOP_GRACE_PERIOD": (
+        "45s",
+        "How long a stopping server may take; more than FEWSTEP_DRAIN_SECONDS and 5 s",
+    ),
+    "PROMETHEUS_RETENTION": ("30d", "How long metrics are kept"),
+    "GPU_BACKEND": ("tensorrt", "FEWSTEP_BACKEND of the server on the GPU"),
+    "GPU_MODELS": (
+        "",
+        "FEWSTEP_MODELS of the server on the GPU: bundles with plans for it, in its volume data-gpu",
+    ),
+    "API_IMAGE": ("fewstep/serve", "Image of the server on the CPU"),
+    "API_GPU_IMAGE": ("fewstep/serve-gpu", "Image of the server on the GPU"),
+    "PROMETHEUS_IMAGE": ("prom/prometheus:v2.53.3", "Image of Prometheus"),
+    "GRAFANA_IMAGE": ("grafana/grafana:11.6.0", "Image of Grafana"),
+    "PYTHON_IMAGE": ("python:3.11-slim", "Base of the images that are built; with @sha256:... it is pinned"),
+    "PIP_INDEX_URL": ("", "Address of a package mirror; without a password, which builds would show"),
+    "PIP_EXTRA_INDEX_URL": ("", "A further one"),
+    "PIP_TRUSTED_HOST": ("", "Its host, if it has no certificate that is known"),
+    "PIP_FIND_LINKS": ("", "A page or folder of packages"),
+    "VERSION": ("0.1.0", "Label of the images that are built"),
+    "REVISION": ("unknown", "Label of the images that are built: the commit"),
+    "CREATED": ("unknown", "Label of the images that are built: the time"),
+}
+"""Variable -> default, meaning."""
+
+
+def text() -> str:
+    parts = [HEADER, "# ---- compose.yaml\n"]
+    parts += [_entry(name, default, meaning) for name, (default, meaning) in COMPOSE.items()]
+    parts.append("# ---- the server; the same as the flags of `fewstep serve --help`\n")
+    parts += [
+        _entry(PREFIX + name.upper(), _shown(field.default), str(field.description))
+        for name, field in Settings.model_fields.items()
+        if name not in ("host", "port", "data_dir")  # the image's and compose.yaml's
+    ]
+    return "\n".join(parts)
+
+
+def _entry(name: str, default: str, meaning: str) -> str:
+    return "".join(f"# {line}\n" for line in textwrap.wrap(meaning, 108)) + f"#{name}={default}\n"
+
+
+def _shown(default: Any) -> str:
+    """A default as it is written in a variable."""
+    if isinstance(default, dict):
+        return ",".join(f"{name}={bundle}" for name, bundle in default.items())
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+
+
+if __name__ == "__main__":
+    FILE.write_text(text())

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# One command from a checkout to a running installation: deploy/up.sh [gpu] [jobs] [ray]
+# Makes the secrets that are missing, builds the images, starts everything and waits until it is healthy.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+profiles=()
+for name in "$@"; do
+    case $name in
+    gpu | jobs | ray) profiles+=(--profile "$name") ;;
+    *) echo "up.sh: '$name' is not a profile; there are gpu, jobs and ray" >&2 && exit 2 ;;
+    esac
+done
+command -v docker >/dev/null || { echo "up.sh: docker is not installed" >&2 && exit 2; }
+docker compose version >/dev/null 2>&1 || { echo "up.sh: docker has no compose plugin (v2.24 or newer)" >&2 && exit 2; }
+
+./secrets.sh
+exec docker compose "${profiles[@]}" up --detach --build --wait --wait-timeout "${WAIT_SECONDS:-600}"

@@ -1,0 +1,127 @@
+"""The database of jobs: SQLite in the data folder, or PostgreSQL by its URL; migrated when it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from ..errors import ServiceError
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_SECONDS = 30.0
+CONNECT_SECONDS = 5
+DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
+
+
+class StoreGoneError(ServiceError):
+    """The database does not answer; it may come back, and nothing that it said is lost."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The job store does not answer ({reason}); images are served all the same.",
+            status=503,
+            code="store_unavailable",
+            headers={"Retry-After": "5"},
+        )
+
+
+class Database:
+    """Transactions on one database."""
+
+    def __init__(self, url: str) -> None:
+        """
+        Args:
+            url: `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/NAME`.
+
+        Raises:
+            ServiceError: not such a URL, or its driver is missing.
+        """
+        self.engine = _engine(url)
+        self._migrated = False
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        """A transaction: all of it or nothing; its objects stay readable afterwards.
+
+        Raises:
+            StoreGoneError: the database does not answer.
+        """
+        try:
+            if not self._migrated:
+                self.migrate()
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except DBAPIError as error:
+            if _is_gone(error):
+                raise StoreGoneError(_reason(error)) from error
+            raise
+
+    def migrate(self) -> None:
+        """Brings the tables to this version; two servers may do so at once."""
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with self.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+        self._migrated = True
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def sqlite_url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        parsed = parsed.set(drivername=DRIVERS.get(parsed.drivername, parsed.drivername))
+        if parsed.get_backend_name() == "postgresql":
+            return create_engine(
+                parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS}
+            )
+        if parsed.get_backend_name() != "sqlite":
+            raise ArgumentError("expected sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME")
+        if parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
+        event.listen(engine, "connect", _prepare)
+        event.listen(engine, "begin", _begin_immediate)
+        return engine
+    except NoSuchModuleError as error:
+        raise ServiceError(f"database_url: {error}") from error
+    except ModuleNotFoundError as error:
+        message = f"database_url needs {error.name}: pip install 'fewstep[postgresql]'"
+        raise ServiceError(message) from error
+    except (SQLAlchemyError, OSError) as error:
+        raise ServiceError(f"database_url: {error}") from error
+
+
+def _prepare(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # so that the driver begins nothing of its own
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_immediate(connection: Any) -> None:
+    """SQLite has one writer: taken at the start, a transaction that reads and then writes never fails half-way."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _is_gone(error: DBAPIError) -> bool:
+    """Rather than a fault of the statement."""
+    return error.connection_invalidated or type(error).__name__ in ("OperationalError", "InterfaceError")
+
+
+def _reason(error: DBAPIError) -> str:
+    return str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__

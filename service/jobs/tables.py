@@ -1,0 +1,129 @@
+"""The tables of the job store; `migrations/` makes them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+from uuid import uuid4
+
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Wish = Literal["run", "pause", "cancel"]
+ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+ACTIVE: tuple[Status, ...] = ("queued", "running", "paused")
+
+
+def now() -> int:
+    """Unix time, as the OpenAI API has it."""
+    return int(time.time())
+
+
+def new_id(kind: str) -> str:
+    return f"{kind}{uuid4().hex[:24]}"
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {str: Text, dict[str, Any]: JSON, int: BigInteger, float: Double}  # noqa: RUF012
+
+
+class UploadRow(Base):
+    """A file that a client has sent; its bytes lie in the data folder under the digest."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[int]
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int]
+    digest: Mapped[str]
+
+
+class JobRow(Base):
+    """A job: what was asked, where it is, who holds it.
+
+    Attributes:
+        number: Their order; jobs of one second have different ones.
+        owner, fence, lease_until: Who may write about a running job. Each claim raises `fence`, so that one who
+            has lost the job and does not know it yet cannot write any more.
+        wish: What its owner is to do at the next heartbeat.
+        events: How many it has; events are numbered from 1 without gaps.
+        result: What the runner says of the student, its gate and where they are.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("jobs_by_status", "status", "number"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(unique=True)
+    created_at: Mapped[int]
+    started_at: Mapped[int | None]
+    finished_at: Mapped[int | None]
+    status: Mapped[str]
+    wish: Mapped[str] = mapped_column(default="run")
+    client: Mapped[str] = mapped_column(default="")
+
+    model: Mapped[str]
+    training_file: Mapped[str]
+    suffix: Mapped[str | None]
+    seed: Mapped[int]
+    recipe: Mapped[dict[str, Any]]
+    options: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    idempotency_key: Mapped[str | None] = mapped_column(unique=True)
+    request_digest: Mapped[str] = mapped_column(default="")
+
+    owner: Mapped[str | None]
+    fence: Mapped[int] = mapped_column(default=0)
+    lease_until: Mapped[float] = mapped_column(default=0.0)
+
+    events: Mapped[int] = mapped_column(default=0)
+    progress: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    fine_tuned_model: Mapped[str | None]
+    result: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    error: Mapped[dict[str, Any] | None]
+
+
+class EventRow(Base):
+    __tablename__ = "events"
+
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    created_at: Mapped[int]
+    level: Mapped[str]
+    kind: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class CheckpointRow(Base):
+    """A state of the student with its figures and a grid of samples."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job", "step"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    step: Mapped[int]
+    created_at: Mapped[int]
+    metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    sample: Mapped[str | None]
+
+
+class DeliveryRow(Base):
+    """A webhook that has to be sent, or was."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index("deliveries_by_due", "done", "due"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[int]
+    url: Mapped[str]
+    body: Mapped[str]
+    attempts: Mapped[int] = mapped_column(default=0)
+    due: Mapped[float]
+    done: Mapped[bool] = mapped_column(default=False)
+    outcome: Mapped[str] = mapped_column(default="")
