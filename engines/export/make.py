@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from onnx import ModelProto
 from tokenizers import Tokenizer
 
 from ..bundle import MANIFEST, Graph, Manifest, SamplerSpec, Size, sha256
 from ..errors import EngineError
+from ..runtime.base import Images
 from ..runtime.fused import FusedGraphs
 from ..runtime.onnx import OnnxNetworks
+from ..runtime.sampler import sample
 from ..runtime.torch import TorchPrograms
 from .certificate import certify
 from .external import in_memory, is_external
@@ -34,6 +38,10 @@ from .trace import OPSET, trace_part, write_graph
 EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 Say = Callable[[str], None]
+Draw = Callable[[Sequence[str], Sequence[int], int], Images]
+"""(prompts, seeds, steps) -> pictures."""
+Judge = Callable[[Draw, Sequence[int]], dict[str, Any]]
+"""(what draws, step counts) -> figures, for the quality card."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Wish:
         prompts: To calibrate on.
         fuse: Whether to write the whole generator as one graph too.
         torch: Whether to write each part as a program for PyTorch too.
+        judge: What measures the graphs' pictures for the quality card.
         traced: Where given, graphs that have been traced, by part and type: precisions share them.
     """
 
@@ -54,6 +63,7 @@ class Wish:
     prompts: tuple[str, ...] = ()
     fuse: bool = False
     torch: bool = False
+    judge: Judge | None = None
     traced: dict[tuple[str, bool], ModelProto] | None = None
 
 
@@ -97,7 +107,7 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
         sizes=wish.sizes,
         files=_digests(folder),
         certificate=certificate,
-        quality=student.quality,
+        quality=_quality(student, networks, spec, wish),
         fused=fused,
         programs=programs,
         islands=islands,
@@ -105,6 +115,22 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return manifest
+
+
+def _quality(
+    student: Student, networks: OnnxNetworks, spec: SamplerSpec, wish: Wish
+) -> dict[str, Any] | None:
+    """The student's card; under `engine`, what the judge finds in pictures that the graphs have drawn."""
+    if wish.judge is None:
+        return student.quality
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Images:
+        limit = max(wish.batch_sizes)
+        batches = [slice(start, start + limit) for start in range(0, len(prompts), limit)]
+        latents = [sample(networks, spec, prompts[b], seeds[b], steps, wish.sizes[0]) for b in batches]
+        return np.concatenate([networks.decode(batch) for batch in latents])
+
+    return {**(student.quality or {}), "engine": wish.judge(draw, sorted(spec.levels))}
 
 
 def write_graphs(
