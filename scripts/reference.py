@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import Metric
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -225,22 +225,23 @@ def _default(field: FieldInfo) -> str:
 def metrics() -> str:
     with TemporaryDirectory() as folder:
         registry = create_app(Settings(data_dir=Path(folder))).state.service.metrics.registry
-    collectors = [one for one in registry._collector_to_names if isinstance(one, MetricWrapperBase)]
-    collectors.sort(key=lambda one: one._name)
-    rows = [
-        [f"`{_sampled(one)}`", one._type, ", ".join(one._labelnames), one._documentation]
-        for one in collectors
-    ]
-    where = (
-        "`GET /metrics`: Prometheus text, OpenMetrics on request. The names are frozen by a test. "
-        "prometheus_client's own `process_…` metrics are there besides."
+    rows = sorted(
+        [
+            f"`{_sampled(family)}`",
+            family.type,
+            ", ".join(getattr(one, "_labelnames", ())),
+            family.documentation,
+        ]
+        for one in registry._collector_to_names
+        for family in getattr(one, "describe", one.collect)()  # what watches the process describes nothing
     )
+    where = "`GET /metrics`: Prometheus text, OpenMetrics on request. The names are frozen by a test."
     return _page("Metrics", where, _table(["name", "type", "labels", "what"], rows))
 
 
-def _sampled(collector: Any) -> str:
+def _sampled(family: Metric) -> str:
     """The name under which samples come: counters end in `_total`, infos in `_info`."""
-    return collector._name + {"counter": "_total", "info": "_info"}.get(collector._type, "")
+    return family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
 
 
 # -- recipes ----------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
         app.add_exception_handler(kind, _answer)
     for routes in (images, models, operations):
         app.include_router(routes.router)
+    app.mount("/static", operations.files, name="static")
     return app
 
 

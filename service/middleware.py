@@ -17,7 +17,7 @@ from .metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-QUIET = ("/health", "/metrics")
+QUIET = ("/health", "/metrics", "/static")
 """Polled paths: logged at debug level only."""
 
 
@@ -27,8 +27,8 @@ SECURITY = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
-    "content-security-policy": "default-src 'none'; img-src 'self' data:; connect-src 'self';"
-    " style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
+    " img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
 
 

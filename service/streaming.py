@@ -7,7 +7,7 @@ import base64
 import json
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,7 +16,7 @@ from engines.runtime.base import Floats
 from .errors import ServiceError, to_response
 from .image import Image
 from .orders import Order, quality_of, written
-from .usage import usage_of
+from .usage import timing_of, usage_of
 
 PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
 Arrival = tuple[int, int | None, "Future[bytes]"]
@@ -26,12 +26,13 @@ Arrival = tuple[int, int | None, "Future[bytes]"]
 class Stream:
     """The events of one order; to be made before it is submitted."""
 
-    def __init__(self, order: Order, partial_images: int) -> None:
+    def __init__(self, order: Order, partial_images: int, on_complete: Callable[[], None]) -> None:
         """
         Args:
             partial_images: Estimates to be sent of each picture, as far as it has as many steps.
+            on_complete: Called when every picture has been sent.
         """
-        self._order, self._partial_images = order, partial_images
+        self._order, self._partial_images, self._on_complete = order, partial_images, on_complete
         self._loop = asyncio.get_running_loop()
         self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
         if partial_images:
@@ -53,6 +54,7 @@ class Stream:
                 else:
                     latest[position] = index
                 yield self._event(position, index, file.result())
+            self._on_complete()
         except Exception as error:
             known = self._order.late() if isinstance(error, TimeoutError) else error
             yield b"event: error\ndata: " + bytes(to_response(known).body) + b"\n\n"
@@ -97,6 +99,7 @@ class Stream:
         }
         if index is None:
             fields["usage"] = usage_of(self._order, 1).model_dump()
+            fields["timing"] = timing_of(image)
         else:
             fields["partial_image_index"] = index
         return f"event: {kind}\ndata: {json.dumps(fields)}\n\n".encode()

@@ -1,9 +1,11 @@
-"""What a request used, in OpenAI's terms."""
+"""What a request used, in OpenAI's terms, and where its time went."""
 
 from __future__ import annotations
 
 import re
 
+from .generator import STAGES
+from .image import Image
 from .orders import Order
 from .schemas import InputTokens, OutputTokens, Usage
 
@@ -21,3 +23,8 @@ def usage_of(order: Order, pictures: int) -> Usage:
         input_tokens_details=InputTokens(text_tokens=text, image_tokens=0),
         output_tokens_details=OutputTokens(text_tokens=0, image_tokens=positions),
     )
+
+
+def timing_of(image: Image) -> dict[str, float]:
+    """Milliseconds by phase of a finished image; `queue` is the time in which nothing worked on it."""
+    return {stage: round(1000 * image.seconds.get(stage, 0.0), 2) for stage in ("queue", *STAGES)}

@@ -176,6 +176,12 @@ def _script(command: Command, given: list[str]) -> None:
     assert script != given[0] or os.access(ROOT / script, os.X_OK), f"{command}\n{script} is not executable"
 
 
+def _profiles(command: Command, given: list[str]) -> None:
+    """deploy/up.sh starts what is always started, and the profiles that it is given."""
+    text = (ROOT / given[0]).read_text()
+    assert all(re.search(rf"\b{word}\b.*\) profiles", text) for word in given[1:]), command
+
+
 CHECKS: dict[str, Callable[[Command, list[str]], None]] = {
     "fewstep": _fewstep,
     "make": _make,
@@ -184,6 +190,7 @@ CHECKS: dict[str, Callable[[Command, list[str]], None]] = {
     "curl": _curl,
     "python": _script,
     "bash": _script,
+    "up.sh": _profiles,
     "psql": lambda command, given: None,
     "promtool": lambda command, given: None,
 }

@@ -14,7 +14,6 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from ..context import InService, Service
 from ..errors import ServiceError
-from ..generator import STAGES
 from ..idempotency import HEADER
 from ..image import Image
 from ..keys import Key
@@ -27,7 +26,7 @@ from ..schemas import (
     ImagesResponse,
 )
 from ..streaming import Stream, check_stream
-from ..usage import usage_of
+from ..usage import timing_of, usage_of
 
 router = APIRouter(tags=["images"])
 
@@ -76,7 +75,10 @@ def _submit(order: Order, service: Service, key: Key | None) -> None:
 
 
 def _streamed(order: Order, service: Service, request: Request) -> Response:
-    stream = Stream(order, order.body.partial_images or 0)
+    def complete() -> None:
+        service.metrics.request_seconds.observe(time.perf_counter() - request.state.started)
+
+    stream = Stream(order, order.body.partial_images or 0, complete)
     _submit(order, service, request.state.key)
     return StreamingResponse(
         stream.events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
@@ -145,6 +147,4 @@ def answer(order: Order, data: list[ImageObject]) -> ImagesResponse:
 def _server_timing(images: list[Image]) -> str:
     """Of the image that took longest, so that the parts add up to what the client waited for."""
     slowest = max(images, key=lambda image: sum(image.seconds.values()))
-    return ", ".join(
-        f"{stage};dur={1000 * slowest.seconds.get(stage, 0.0):.2f}" for stage in ("queue", *STAGES)
-    )
+    return ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in timing_of(slowest).items())

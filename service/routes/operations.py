@@ -6,7 +6,9 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
+from fastapi.staticfiles import StaticFiles
 from prometheus_client.exposition import choose_encoder
+from starlette.middleware.gzip import GZipMiddleware
 
 from ..context import InService
 from ..schemas import Health
@@ -14,6 +16,9 @@ from ..schemas import Health
 router = APIRouter(tags=["operations"])
 
 STATIC = Path(__file__).parent.parent / "static"
+
+files = GZipMiddleware(StaticFiles(directory=STATIC))
+"""What the pages are made of, under `/static`; browsers ask each time whether it has changed."""
 
 
 @router.get("/health/live")

@@ -19,7 +19,9 @@ def test_pages_need_nothing_from_elsewhere(shared: Running, path: str) -> None:
     assert page.headers["content-type"].startswith("text/html")
     assert not re.findall(r"""(?:src|href)=["'](?:https?:)?//""", page.text)
     assert "@import" not in page.text
-    assert "prefers-color-scheme" in page.text or "light-dark(" in page.text
+    for address in re.findall(r"""(?:src|href)=["'](/static/[^"']+)""", page.text):
+        assert shared.client.get(address).status_code == 200, address
+    assert "light-dark(" in shared.client.get("/static/css/tokens.css").text
 
 
 def test_openapi_describes_errors_as_they_are(shared: Running) -> None:

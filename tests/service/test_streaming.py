@@ -72,6 +72,8 @@ def test_every_estimate_is_the_picture_that_the_step_stands_for(
     )
     assert final.usage.output_tokens == 64
     assert (final.seed, final.num_inference_steps) == (5, 4)
+    assert list(final.timing) == ["queue", "encode", "denoise", "decode", "file"]
+    assert final.timing["denoise"] > 0
     np.testing.assert_array_equal(picture(final), generate(FakeRuntime(), ["a red circle"], [5], 4)[0])
 
 

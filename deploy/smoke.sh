@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Brings the installation up for real and tries it: images, health, a picture, metrics, dashboards, a killed container,
+# what it says about bad settings. Takes everything down again; exit code 0 when every check passed.
+#   deploy/smoke.sh            the default profile
+#   deploy/smoke.sh jobs       also PostgreSQL, the worker and a tiny distillation job
+# On an unusual engine:
+#   SMOKE_CONFIG   called with -f FILE --profile NAME...; prints the compose file to use. Default: docker compose ... config
+#   SMOKE_INSIDE   called with PROJECT COMMAND...; runs a command where the published ports are. Default: runs it here
+#   SMOKE_BUILD    1 builds the images first (default), 0 takes those that are there
+# Variables of deploy/.env.example hold as ever.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+project=fewstep-smoke
+here=$(mktemp -d)
+export COMPOSE_PROJECT_NAME=$project
+profiles=() && for name in "$@"; do profiles+=(--profile "$name"); done
+passed=0 failed=0
+
+say() { printf '%s %s\n' "$(date -u +%H:%M:%S)" "$*"; }
+inside() { if [ -n "${SMOKE_INSIDE:-}" ]; then $SMOKE_INSIDE "$project" "$@"; else "$@"; fi; }
+get() { inside curl --silent --show-error --fail --noproxy '*' --max-time 60 "$@"; }
+compose() { docker compose --project-name "$project" --file "$here/compose.json" "${profiles[@]}" "$@"; }
+container() { compose ps --quiet --all "$1"; }
+ask() { get --get http://127.0.0.1:9090/api/v1/query --data-urlencode "query=$1"; }
+
+check() { # NAME COMMAND...
+    local name=$1 began=$SECONDS && shift
+    if "$@" >"$here/check.log" 2>&1; then
+        passed=$((passed + 1)) && say "ok      $name ($((SECONDS - began)) s)"
+    else
+        failed=$((failed + 1)) && say "FAILED  $name" && tail -15 "$here/check.log"
+    fi
+}
+until_true() { # SECONDS COMMAND...
+    local deadline=$((SECONDS + $1)) && shift
+    until "$@" >/dev/null 2>&1; do
+        [ $SECONDS -lt $deadline ] || { "$@" && return 0 || return 1; }
+        sleep 1
+    done
+}
+
+take_down() {
+    [ ! -s "$here/compose.json" ] || compose down --volumes --timeout 10 >/dev/null 2>&1 || true
+    rm -rf "$here"
+}
+trap take_down EXIT
+
+# ---- the checks
+healthy() { [ "$(docker inspect --format '{{.State.Health.Status}}' "$(container "$1")")" = healthy ]; }
+up_and_healthy() { compose up --detach --wait --wait-timeout 300 "$@"; }
+picture() { # BODY -> first bytes of the file
+    get http://127.0.0.1:8000/v1/images/generations --header 'Content-Type: application/json' --data "$1"
+}
+is_png() { picture '{"prompt": "a red circle on a white background", "seed": 7}' | grep -q '"b64_json": *"iVBORw0KGgo'; }
+same_twice() {
+    local first second body='{"prompt": "a blue star on a white background", "seed": 3}'
+    first=$(picture "$body" | grep -o '"b64_json": *"[^"]*"') && second=$(picture "$body" | grep -o '"b64_json": *"[^"]*"')
+    [ -n "$first" ] && [ "$first" = "$second" ]
+}
+sees() { ask "$1" | grep -q '"result":\[{'; }
+rules_loaded() { get http://127.0.0.1:9090/api/v1/rules | grep -q FewstepDown; }
+nothing_fires() { ! get http://127.0.0.1:9090/api/v1/alerts | grep -q '"state":"firing"'; }
+dashboard() {
+    local password && password=$(cat deploy/secrets/grafana_admin_password)
+    get "http://127.0.0.1:3000/api/dashboards/uid/$1" --user "admin:${GRAFANA_PASSWORD:-$password}" | grep -q '"panels"'
+}
+root_is_read_only() { ! compose exec -T api python -c 'open("/opt/x", "w")' && ! compose exec -T api python -c 'open("/x", "w")'; }
+runs_as_nobody() { [ "$(compose exec -T api id -u)" = 10001 ]; }
+has_no_torch() { ! compose exec -T api python -c 'import torch'; }
+has_a_package_list() { compose exec -T api python -c 'import json; assert json.load(open("/opt/fewstep/share/sbom.cdx.json"))["components"]'; }
+kill_the_server() { # as the kernel would: the process, not the container, which docker would leave dead
+    compose exec -T "$1" python -c '
+import os, signal
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    words = open(f"/proc/{pid}/cmdline").read().split("\0")
+    if pid not in ("1", str(os.getpid())) and any(w.endswith("/fewstep") for w in words):
+        os.kill(int(pid), signal.SIGKILL)' || true
+}
+restarted() { [ "$(docker inspect --format '{{.RestartCount}}' "$(container "$1")")" -gt 0 ]; }
+refuses() { # WORDS DOCKER-ARGUMENTS...: the container ends with 2 and its last line has the words
+    local words=$1 code=0 && shift
+    timeout 60 docker run --rm --network none "$@" "${API_IMAGE:-fewstep/serve}" >"$here/refused" 2>&1 || code=$?
+    cat "$here/refused"
+    [ "$code" = 2 ] && tail -1 "$here/refused" | grep -q "$words"
+}
+drained() {
+    compose stop api
+    [ "$(docker inspect --format '{{.State.ExitCode}}' "$(container api)")" = 0 ]
+}
+
+say "fewstep smoke test, $(date -u +%Y-%m-%d), profiles: default $*"
+say "docker $(docker version --format '{{.Server.Version}}'), compose $(docker compose version --short), $(nproc) cores"
+deploy/secrets.sh 2>/dev/null
+if [ -n "${SMOKE_CONFIG:-}" ]; then
+    $SMOKE_CONFIG -f deploy/compose.yaml "${profiles[@]}" >"$here/compose.json"
+else
+    docker compose -f deploy/compose.yaml "${profiles[@]}" config --format json >"$here/compose.json"
+fi
+[ "${SMOKE_BUILD:-1}" = 0 ] || check "the images are built" compose build
+say "        $(docker image inspect --format 'the server: {{.Size}} bytes' "${API_IMAGE:-fewstep/serve}")"
+
+check "everything comes up healthy" up_and_healthy
+check "it draws a picture" is_png
+check "the same seed draws the same picture" same_twice
+check "Prometheus sees the server" until_true 90 sees 'up{job="fewstep", hardware="cpu"} == 1'
+check "Prometheus has counted the pictures" until_true 90 sees 'sum(fewstep_images_total) >= 3'
+check "Prometheus has loaded the rules" rules_loaded
+check "no alert fires" nothing_fires
+check "Grafana has the dashboard of serving" dashboard fewstep-serving
+check "Grafana has the dashboard of the fleet" dashboard fewstep-fleet
+check "the server runs as nobody in particular" runs_as_nobody
+check "its root file system is read only" root_is_read_only
+check "there is no torch in it" has_no_torch
+check "there is a list of its packages in it" has_a_package_list
+
+say "        the server's process is killed"
+kill_the_server api
+check "the container is started again" until_true 60 restarted api
+check "it is healthy again" until_true 120 healthy api
+check "it draws again" until_true 30 is_png
+
+say "        Prometheus and Grafana are stopped"
+compose stop --timeout 10 prometheus grafana >/dev/null 2>&1
+check "the server goes on without them" is_png
+check "they come back" up_and_healthy
+
+check "a misspelt setting ends the container" refuses 'FEWSTEP_QUEU_LIMIT is not a setting; did you mean FEWSTEP_QUEUE_LIMIT' -e FEWSTEP_QUEU_LIMIT=3
+check "a bad value ends it" refuses 'FEWSTEP_QUEUE_LIMIT' -e FEWSTEP_QUEUE_LIMIT=many
+check "a bundle that is not there ends it" refuses "no bundle '/nothing'" -e FEWSTEP_MODELS=x=/nothing
+check "TensorRT where there is none ends it" refuses 'model shapes-sana-sid' -e FEWSTEP_BACKEND=tensorrt
+check "a folder that cannot be written to ends it" refuses 'cannot keep pictures' --read-only --mount "type=bind,source=$here,target=/data,readonly"
+check "a secret that is not there ends it" refuses 'FEWSTEP_API_KEYS_FILE' -e FEWSTEP_API_KEYS_FILE=/run/secrets/none
+
+check "it drains and ends with 0" drained
+say "$passed passed, $failed failed"
+[ "$failed" = 0 ]

@@ -1,0 +1,71 @@
+// Which of the four views is shown, and what is around them.
+import { explain, json } from "./api.js";
+import { watch } from "./connection.js";
+import { byId, h, notice } from "./dom.js";
+import { offerKey } from "./key.js";
+
+const VIEWS = {
+  "": ["Playground", () => import("./playground.js")],
+  jobs: ["Jobs", () => import("./jobs.js")],
+  models: ["Models", () => import("./models.js")],
+  health: ["Health", () => import("./health.js")],
+};
+const THEMES = ["", "light", "dark"];
+const shown = new Map();
+let current = null;
+
+// A view is made once and keeps what it shows; it may want to know when it is on the screen.
+async function show() {
+  const [name, ...rest] = location.hash.replace(/^#\/?/, "").split("/");
+  const [title, load] = VIEWS[name] ?? VIEWS[""];
+  document.title = name ? `${title} · fewstep` : "fewstep";
+  for (const link of document.querySelectorAll(".tabs a"))
+    if (link.hash === `#/${name}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  if (!shown.has(name)) shown.set(name, load().then(module => module.create()));
+  const view = await shown.get(name);
+  if (current !== view) current?.hide?.();
+  current = view;
+  byId("view").replaceChildren(view.root);
+  view.show?.(rest.map(decodeURIComponent));
+}
+
+async function start() {
+  offerKey(() => location.reload());
+  setTheme(localStorage.getItem("theme") ?? "");
+  byId("theme").addEventListener("click", () => {
+    setTheme(THEMES[(THEMES.indexOf(localStorage.getItem("theme") ?? "") + 1) % THEMES.length]);
+  });
+  addEventListener("hashchange", () => show().then(() => byId("view").focus({ preventScroll: true })));
+  watch();
+  await ready();
+  await show();
+}
+
+// Models load for a while after the server has begun to listen; a server that is away is waited for.
+async function ready() {
+  let said = "";
+  const say = (text, node) => { if (text !== said) byId("view").replaceChildren(node); said = text; };
+  say("loading", h("p", { class: "empty" }, "The models are loading…"));
+  for (;;) {
+    try {
+      if ((await json("/v1/models")).data.length) return;
+      say("loading", h("p", { class: "empty" }, "The models are loading…"));
+    } catch (error) {
+      const again = h("button", { type: "button", onclick: () => location.reload() }, "Try again");
+      say(error.message, h("div", { class: "page" }, notice("bad", ...explain(error), again)));
+      if (error.status === 401) await new Promise(() => {}); // until a key is given
+    }
+    await new Promise(resolve => setTimeout(resolve, 500));
+  }
+}
+
+function setTheme(theme) {
+  localStorage.setItem("theme", theme);
+  if (theme) document.documentElement.dataset.theme = theme;
+  else delete document.documentElement.dataset.theme;
+  byId("theme").textContent = { "": "Auto", light: "Light", dark: "Dark" }[theme];
+  byId("theme").setAttribute("aria-label", `Theme: ${theme || "as the system"}`);
+}
+
+start();

@@ -1,0 +1,88 @@
+// Lines over a common axis, as SVG; a pointer or the arrow keys read off values.
+import { h, svg } from "./dom.js";
+import { compact } from "./numbers.js";
+
+const WIDTH = 640, HEIGHT = 180, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 22;
+
+// `lines`: [{ name, colour, points: [[x, y], ...] }]; `xs` and `ys` write values of the axes.
+export function chart({ title, lines, xs = compact, ys = compact, zero = true, empty = "Nothing yet" }) {
+  const shown = lines.map(line => ({ ...line, points: line.points.filter(([, y]) => Number.isFinite(y)) })).filter(line => line.points.length);
+  const head = h("figcaption", { class: "row" }, h("span", { class: "chart-title" }, title), lines.length > 1 ? legend(lines) : null);
+  const reading = h("output", { class: "number small quiet push" });
+  head.append(reading);
+  if (!shown.length) return h("figure", { class: "chart" }, head, h("p", { class: "chart-empty quiet small" }, empty));
+  const scale = scales(shown, zero), drawing = draw(title, shown, scale, xs, ys);
+  readable(drawing, shown, scale, (x, values) => { reading.textContent = x === null ? "" : `${xs(x)}: ${values.map(([name, y]) => `${shown.length > 1 ? `${name} ` : ""}${ys(y)}`).join(", ")}`; });
+  return h("figure", { class: "chart" }, head, drawing);
+}
+
+function legend(lines) {
+  return h("ul", { class: "legend" }, lines.map(({ name, colour }) => h("li", {}, h("i", { style: { background: colour } }), name)));
+}
+
+function scales(lines, zero) {
+  const all = lines.flatMap(line => line.points), x = all.map(([value]) => value), y = all.map(([, value]) => value);
+  let [low, high] = [Math.min(...y), Math.max(...y)];
+  if (zero && low > 0) low = 0;
+  if (low === high) [low, high] = [low - (zero ? 0 : 0.5), high + (high === 0 ? 1 : 0.5)];
+  const ticks = round(low, high), [first, last] = [Math.min(...x), Math.max(...x)];
+  const bottom = Math.min(low, ticks[0]), top = Math.max(high, ticks.at(-1));
+  return {
+    first, last, ticks,
+    x: value => LEFT + ((value - first) / (last - first || 1)) * (WIDTH - LEFT - RIGHT),
+    y: value => TOP + (1 - (value - bottom) / (top - bottom)) * (HEIGHT - TOP - BOTTOM),
+  };
+}
+
+// Three to five round values that span what is shown.
+export function round(low, high) {
+  const raw = (high - low) / 3, power = 10 ** Math.floor(Math.log10(raw));
+  const step = power * [1, 2, 2.5, 5, 10].find(factor => factor * power >= raw);
+  const ticks = [];
+  for (let tick = Math.floor(low / step); tick * step < high + step; tick += 1) ticks.push(Number((tick * step).toPrecision(12)));
+  return ticks;
+}
+
+function draw(title, lines, scale, xs, ys) {
+  const grid = scale.ticks.map(tick => svg("g", {},
+    svg("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: scale.y(tick), y2: scale.y(tick) }),
+    svg("text", { x: LEFT - 8, y: scale.y(tick) + 4, "text-anchor": "end" }, ys(tick))));
+  const paths = lines.map(({ colour, points }) => (points.length === 1
+    ? svg("circle", { cx: scale.x(points[0][0]), cy: scale.y(points[0][1]), r: 3, style: { fill: colour } })
+    : svg("path", { d: points.map(([x, y], index) => `${index ? "L" : "M"}${scale.x(x).toFixed(1)} ${scale.y(y).toFixed(1)}`).join(""), style: { stroke: colour } })));
+  const latest = lines.map(({ name, points }) => `${name} ${ys(points.at(-1)[1])}`).join(", ");
+  return svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: 0, "aria-label": `${title}; latest: ${latest}` }, grid,
+    svg("text", { x: LEFT, y: HEIGHT - 5 }, xs(scale.first)), svg("text", { x: WIDTH - RIGHT, y: HEIGHT - 5, "text-anchor": "end" }, xs(scale.last)), paths,
+    svg("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" }));
+}
+
+function readable(drawing, lines, scale, read) {
+  const cursor = drawing.querySelector(".cursor"), places = [...new Set(lines.flatMap(line => line.points.map(([x]) => x)))].sort((a, b) => a - b);
+  let at = places.length;
+
+  function show(index) {
+    at = Math.max(0, Math.min(places.length - 1, index));
+    const x = places[at];
+    cursor.setAttribute("visibility", "visible");
+    for (const end of ["x1", "x2"]) cursor.setAttribute(end, scale.x(x));
+    read(x, lines.map(({ name, points }) => [name, nearest(points, x)[1]]));
+  }
+
+  function leave() {
+    cursor.setAttribute("visibility", "hidden");
+    read(null, []);
+  }
+
+  drawing.addEventListener("pointermove", event => {
+    const box = drawing.getBoundingClientRect(), wanted = ((event.clientX - box.left) / box.width) * WIDTH;
+    show(places.reduce((best, x, index) => (Math.abs(scale.x(x) - wanted) < Math.abs(scale.x(places[best]) - wanted) ? index : best), 0));
+  });
+  drawing.addEventListener("pointerleave", leave);
+  drawing.addEventListener("blur", leave);
+  drawing.addEventListener("keydown", event => {
+    if (event.key === "ArrowLeft") show(at - 1);
+    if (event.key === "ArrowRight") show(at + 1);
+  });
+}
+
+const nearest = (points, x) => points.reduce((best, point) => (Math.abs(point[0] - x) < Math.abs(best[0] - x) ? point : best));

@@ -1,0 +1,78 @@
+// Elements without a framework: `h("p", { class: "quiet", onclick }, "text", child)`.
+const SVG = "http://www.w3.org/2000/svg";
+
+export function h(tag, attributes = {}, ...children) {
+  return filled(document.createElement(tag), attributes, children);
+}
+
+export function svg(tag, attributes = {}, ...children) {
+  return filled(document.createElementNS(SVG, tag), attributes, children);
+}
+
+function filled(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name === "style") for (const [property, text] of Object.entries(value)) node.style.setProperty(property, text);
+    else if (name === "value" || name === "checked" || name === "selected") node[name] = value;
+    else node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+export const byId = id => document.getElementById(id);
+
+// For those who hear the page: said when nothing else is being said.
+export function announce(text) {
+  byId("announcer").textContent = text;
+}
+
+export function notice(kind, title, text, ...actions) {
+  return h("div", { class: `notice ${kind}`, role: kind === "bad" ? "alert" : "status" },
+    h("div", {}, h("strong", {}, title), text ? h("p", {}, text) : null), ...actions);
+}
+
+export function field(label, control) {
+  return h("label", { class: "field" }, h("span", {}, label), control);
+}
+
+export function select(name, options, chosen, attributes = {}) {
+  return h("select", { name, ...attributes }, options.map(each => {
+    const [value, text] = Array.isArray(each) ? each : [each, each];
+    return h("option", { value, selected: String(value) === String(chosen) }, String(text));
+  }));
+}
+
+// One of a few, as radio buttons.
+export function choice(name, legend, options, chosen) {
+  const labels = options.map(each => {
+    const [value, text] = Array.isArray(each) ? each : [each, each];
+    return h("label", {}, h("input", { type: "radio", name, value, checked: String(value) === String(chosen) }), String(text));
+  });
+  return h("fieldset", {}, h("legend", {}, legend), h("div", { class: "choice" }, labels));
+}
+
+export function facts(pairs) {
+  const shown = pairs.filter(([, value]) => value !== undefined && value !== null && value !== "");
+  return h("dl", { class: "facts" }, shown.map(([name, value]) => [h("dt", {}, name), h("dd", { class: "number" }, value)]));
+}
+
+// A long digest, short on the screen and whole in the clipboard.
+export function digest(value) {
+  const short = value.replace("sha256:", "").slice(0, 12);
+  return h("button", { class: "link mono", type: "button", title: `${value}: copy`, onclick: () => copy(value) }, short);
+}
+
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // pages over plain http on another machine have no clipboard of their own
+    const area = h("textarea", { value: text });
+    (document.querySelector("dialog[open]") ?? document.body).append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  announce("Copied");
+}

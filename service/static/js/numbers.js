@@ -1,0 +1,38 @@
+// Numbers for people, and JSON whose seeds are too large for a JavaScript number.
+export function duration(seconds) {
+  if (seconds === undefined || seconds === null || !Number.isFinite(seconds)) return "–";
+  if (seconds === 0) return "0 ms";
+  if (seconds < 1) return `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
+  if (seconds < 90) return `${seconds.toFixed(seconds < 10 ? 2 : 0)} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}
+
+export function bytes(count) {
+  if (!Number.isFinite(count)) return "–";
+  for (const unit of ["B", "kB", "MB", "GB"]) {
+    if (count < 1000 || unit === "GB") return `${count.toFixed(count < 10 && unit !== "B" ? 1 : 0)} ${unit}`;
+    count /= 1000;
+  }
+}
+
+export function percent(share, digits = 1) {
+  return Number.isFinite(share) ? `${(100 * share).toFixed(digits)} %` : "–";
+}
+
+export function compact(value) {
+  if (!Number.isFinite(value)) return "–";
+  if (value !== 0 && Math.abs(value) < 0.01) return value.toExponential(1);
+  return Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+}
+
+export const clock = seconds => new Date(1000 * seconds).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+
+// Seeds go up to 2^63-1: they are text on this page and numbers on the wire. Inside a JSON string a
+// quote is escaped, so that neither pattern can match what a prompt says.
+export const parse = text => JSON.parse(text.replace(/"seed":\s*(\d+)/g, '"seed":"$1"'));
+export const stringify = (value, indent) => JSON.stringify(value, null, indent).replace(/"seed":(\s*)"(\d+)"/g, '"seed":$1$2');
+
+export const MAX_SEED = (1n << 63n) - 1n;
+export const randomSeed = () => String(crypto.getRandomValues(new Uint32Array(1))[0] >>> 1);
+export const seedAfter = (seed, count) => String(BigInt(seed) + BigInt(count));

@@ -1,0 +1,170 @@
+// The playground: a form on one side, the pictures of a run on the other, what was drawn before below.
+import { explain, GoneError, json, storedKey } from "./api.js";
+import { Board, plural } from "./board.js";
+import { Composer } from "./composer.js";
+import { onState } from "./connection.js";
+import { announce, h, notice } from "./dom.js";
+import { generate, patiently } from "./generate.js";
+import { keep } from "./history.js";
+import { duration, randomSeed } from "./numbers.js";
+import { settingsOf } from "./provenance.js";
+import { Shelf } from "./shelf.js";
+import { snippets } from "./snippets.js";
+import { openViewer } from "./viewer.js";
+
+export async function create() {
+  return new Playground((await json("/v1/models")).data);
+}
+
+class Playground {
+  constructor(models) {
+    this.models = models;
+    this.composer = new Composer(models, { onDraw: settings => this.draw(settings), onFile: file => this.read(file) });
+    this.messages = h("div", { class: "messages" });
+    this.canvas = h("div", { class: "canvas" }, welcome());
+    this.code = h("div");
+    this.shelf = new Shelf(run => this.restore(run));
+    this.root = h("div", { class: "playground" }, this.composer.root,
+      h("div", { class: "desk" }, this.messages, this.canvas, this.code, this.shelf.root));
+    this.#acceptDrops();
+    this.shelf.refresh().catch(error => this.say("warn", "No history here", `This browser does not keep one (${error?.message ?? "no database"}).`));
+    onState((state, before) => this.#connection(state, before));
+  }
+
+  async show() {
+    this.models = (await json("/v1/models")).data;
+    if (this.models.length) this.composer.setModels(this.models);
+  }
+
+  say(kind, title, text, ...actions) {
+    this.messages.replaceChildren(...(kind ? [notice(kind, title, text, ...actions)] : []));
+  }
+
+  async draw(settings) {
+    const run = newRun(settings), control = new AbortController();
+    run.bundles = Object.fromEntries(this.models.map(model => [model.id, model.digests.bundle]));
+    this.failed = null;
+    this.say();
+    this.#present(run);
+    if (matchMedia("(max-width: 60rem)").matches) this.board.root.scrollIntoView({ block: "start" });
+    this.composer.busy(() => control.abort());
+    try {
+      for (let index = 0; index < run.columns.length; index += 1) await this.#drawColumn(run, index, control.signal);
+      this.say();
+      this.#finished(run);
+    } catch (error) {
+      this.board.stopped();
+      if (error.name === "AbortError") this.say();
+      else this.say("bad", ...explain(error), ...(error instanceof GoneError ? [] : [this.#again(settings)]));
+      if (error instanceof GoneError) this.failed = settings;
+    } finally {
+      this.composer.busy(null);
+    }
+  }
+
+  // Columns come one after another, so that their times can be compared.
+  async #drawColumn(run, index, signal) {
+    const column = run.columns[index], board = this.board;
+    const asked = { ...run.settings, model: column.model, steps: column.steps };
+    column.seconds = await patiently(() => generate(asked, {
+      signal,
+      onEstimate: (position, blob, which) => board.estimate(index, position, blob, which),
+      onPicture: (position, picture) => {
+        column.pictures[position] = picture;
+        board.picture(index, position, picture);
+      },
+    }), { signal, onWait: (error, seconds) => this.say("warn", explain(error)[0], `Trying again in ${seconds} s. ${error.message}`) });
+    board.finished(index, column.seconds);
+  }
+
+  #finished(run) {
+    const count = run.columns.reduce((sum, column) => sum + column.pictures.length, 0);
+    const seconds = run.columns.reduce((sum, column) => sum + column.seconds, 0);
+    announce(`${plural(count, "picture")} drawn in ${duration(seconds)}`);
+    keep(run).then(() => this.shelf.refresh()).catch(error => this.say("warn", "Not kept in the history", error?.message ?? "The browser refused."));
+  }
+
+  #present(run) {
+    this.board?.close();
+    this.board = new Board(run, {
+      onOpen: (column, index) => this.#open(run, column, index),
+      onSeed: seed => this.composer.setSeed(seed),
+    });
+    this.canvas.replaceChildren(this.board.root);
+    this.code.replaceChildren(snippets({ ...run.settings, model: run.columns[0].model, steps: run.columns[0].steps }, Boolean(storedKey())));
+  }
+
+  #open(run, column, index) {
+    openViewer(run, column, index, {
+      bundleOf: model => run.bundles?.[model] ?? this.models.find(each => each.id === model)?.digests.bundle,
+      onUse: (variant, picture) => this.composer.use({ ...run.settings, compare: "", model: variant.model, steps: variant.steps, seed: picture.seed, n: 1 }),
+    });
+  }
+
+  restore(run) {
+    this.say();
+    this.composer.use(run.settings);
+    this.#present(run);
+    this.root.scrollIntoView({ block: "start" });
+  }
+
+  #again(settings) {
+    return h("button", { type: "button", onclick: () => this.draw(settings) }, "Draw again");
+  }
+
+  // What was asked for while the server was away can be asked for again when it is back.
+  #connection(state, before) {
+    if (state === "ready" && before && this.failed) {
+      this.say("good", "The server is back", "", this.#again(this.failed));
+      this.failed = null;
+    }
+  }
+
+  async read(file) {
+    try {
+      const made = await settingsOf(file);
+      const format = { "image/jpeg": "jpeg", "image/webp": "webp" }[file.type] ?? "png";
+      const missing = this.composer.use({ ...made, format, n: 1, compare: "" });
+      const served = this.models.find(each => each.id === made.model);
+      if (missing.length) this.say("warn", `${file.name} wants what is not served here`, `Not found: ${missing.join(", ")}.`);
+      else if (served.digests.bundle !== made.bundle) this.say("warn", `The settings of ${file.name}`, `It was drawn by another version of ${made.model} and may come out differently.`);
+      else this.say("good", `The settings of ${file.name}`, "Drawing gives the same file, byte for byte.", this.#again(this.composer.settings()));
+    } catch (error) {
+      this.say("bad", "No settings found", error.message);
+    }
+  }
+
+  #acceptDrops() {
+    const holdsFiles = event => event.dataTransfer?.types.includes("Files") && this.root.isConnected;
+    addEventListener("dragover", event => {
+      if (!holdsFiles(event)) return;
+      event.preventDefault();
+      document.body.classList.add("dropping");
+    });
+    addEventListener("dragleave", event => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
+    addEventListener("drop", event => {
+      document.body.classList.remove("dropping");
+      if (!holdsFiles(event)) return;
+      event.preventDefault();
+      this.read(event.dataTransfer.files[0]);
+    });
+  }
+}
+
+function newRun(settings) {
+  const columns = variants(settings).map(variant => ({ ...variant, size: settings.size, pictures: [] }));
+  return { id: Date.now(), settings: { ...settings, seed: settings.seed || randomSeed() }, columns };
+}
+
+function variants({ compare, model, other, steps, stepChoices }) {
+  if (compare === "steps") return stepChoices.map(count => ({ label: plural(count, "step"), model, steps: count }));
+  if (compare === "models" && other) return [model, other].map(name => ({ label: name, model: name, steps }));
+  return [{ label: plural(steps, "step"), model, steps }];
+}
+
+function welcome() {
+  return h("div", { class: "welcome" },
+    h("div", { class: "welcome-dots", "aria-hidden": "true" }, h("i"), h("i"), h("i"), h("i")),
+    h("p", {}, "Pictures appear here as they are drawn, estimate by estimate."),
+    h("p", { class: "quiet small" }, h("kbd", {}, "Ctrl"), " + ", h("kbd", {}, "Enter"), " draws. The same seed gives the same picture."));
+}

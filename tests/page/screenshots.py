@@ -1,0 +1,93 @@
+"""Takes the pictures of the page that the documents show: `python -m tests.page.screenshots`.
+
+They come out as here where the typeface Inter is installed (Debian: fonts-inter).
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.e2e.conftest import start_server, stop_server
+
+from .acting import draw, fill
+from .conftest import CHROMIUM, FLAGS
+
+DOCS = Path(__file__).parents[2] / "docs"
+PROMPT = "a red circle left of a blue star on a white background"
+
+
+def save(page: Page, name: str) -> None:
+    """256 colours are enough for a page, and a third of the bytes."""
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(500)
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    few = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+    few.save(DOCS / f"page-{name}.png", optimize=True)
+    print(f"docs/page-{name}.png, {(DOCS / f'page-{name}.png').stat().st_size / 1000:.0f} kB")
+
+
+def opened(browser: Browser, url: str, scheme: str, width: int = 1280, height: int = 800) -> Page:
+    page = browser.new_context(
+        color_scheme=scheme,  # type: ignore[arg-type]
+        viewport={"width": width, "height": height},
+        locale="en-GB",
+    ).new_page()
+    page.goto(url)
+    page.locator(".composer").wait_for()
+    return page
+
+
+def playground(browser: Browser, url: str) -> None:
+    page = opened(browser, url, "light")
+    for prompt, seed in ((PROMPT, 3), ("a yellow triangle above a purple square on a black background", 21)):
+        fill(page, prompt=prompt, seed=seed, n=8, steps=4)
+        draw(page, 8)
+    page.get_by_text("As code").scroll_into_view_if_needed()
+    page.evaluate("scrollTo(0, 0)")
+    save(page, "playground")
+    phone = opened(browser, url, "dark", 390, 844)
+    fill(phone, prompt=PROMPT, seed=3, n=6)
+    draw(phone, 6)
+    save(phone, "phone")
+
+
+def compare(browser: Browser, url: str) -> None:
+    page = opened(browser, url, "dark")
+    fill(page, prompt=PROMPT, compare="Steps", seed=1, n=2)
+    draw(page, 6)
+    save(page, "compare")
+
+
+def panels(browser: Browser, url: str) -> None:
+    page = opened(browser, url, "light")
+    page.goto(f"{url}/#/models")
+    page.locator(".model").wait_for()
+    save(page, "models")
+    page.goto(f"{url}/#/health")
+    page.locator(".tile").first.wait_for()
+    for index in range(40):
+        body = {"prompt": f"{PROMPT} {index % 7}", "n": 1 + index % 4, "num_inference_steps": 1 << index % 3}
+        page.request.post(f"{url}/v1/images/generations", data=body)
+        page.wait_for_timeout(250)
+    save(page, "health")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as data, sync_playwright() as playwright:
+        server = start_server(Path(data))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            for scene in (playground, compare, panels):
+                scene(browser, server.url)
+        finally:
+            browser.close()
+            stop_server(server)
+
+
+if __name__ == "__main__":
+    main()
