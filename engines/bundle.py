@@ -94,7 +94,8 @@ class Parity(BaseModel):
     part: str
     """`text_encoder`, `denoiser`, `decoder`, `picture` for the whole sampler; `batch`: how far the
     graphs' latents and picture of an image in a batch are from those of the same image alone; `fused`:
-    how far pictures of the fused graphs are from those of step calls."""
+    how far pictures of the fused graphs are from those of step calls; `torch`: how far conditioning,
+    velocities and pictures of the `.pt2` programs are from PyTorch's."""
     batch_size: int
     max_abs: float
     relative: float
@@ -155,6 +156,8 @@ class Manifest(BaseModel):
     """The student's quality card, if it has one."""
     fused: dict[int, Graph] = Field(default={}, exclude_if=lambda graphs: not graphs)
     """Step count -> the whole generator after the text encoder as one graph, for bundles that have them."""
+    programs: dict[str, tuple[str, ...]] = Field(default={}, exclude_if=lambda programs: not programs)
+    """Of a bundle that has `<part>.pt2`: the names of each program's inputs, in their order."""
     islands: dict[str, tuple[str, ...]] = Field(default={}, exclude_if=lambda islands: not islands)
     """Of a bundle in half precision: the layers of each part that compute in float32."""
     provenance: dict[str, str]

@@ -256,13 +256,25 @@ def _export(rooms: Subparsers[Parser]) -> None:
         "--fuse", action="store_true", help="also write the whole generator as one graph per step count"
     )
     command.add_argument(
+        "--torch", action="store_true", help="also write programs for --backend torch and torch-compile"
+    )
+    command.add_argument(
+        "--judge",
+        type=int,
+        metavar="IMAGES",
+        help="put accuracy on shapes, by the graphs, on the quality card",
+    )
+    command.add_argument(
+        "--clip", metavar="CLIP", help="put the CLIP score of --prompts, by the graphs, on the quality card"
+    )
+    command.add_argument(
         "--min-psnr",
         type=arguments.number,
         metavar="DB",
         help="least PSNR of pictures against PyTorch (default: 40; int8: 10)",
     )
     command.add_argument(
-        "--prompts", metavar="FILE", help="to calibrate int8-qdq on (the first 64); or shapes:train"
+        "--prompts", metavar="FILE", help="for int8-qdq and --clip (the first 64); or shapes:train"
     )
     command.add_argument(
         "--size", nargs="+", type=arguments.size, metavar="WxH", help="default: the student's own"

@@ -138,14 +138,19 @@ def export(options: argparse.Namespace) -> None:
     from distill.prompts import load_prompts
     from engines.export import export_student
 
+    from .grading import judge_of
+
+    prompts = load_prompts(options.prompts)[:CALIBRATION_PROMPTS] if options.prompts else ()
     bundle = export_student(
         find_pipeline(options.student),
         options.out,
         sizes=options.size,
         precision=options.precision,
         min_psnr=options.min_psnr,
-        prompts=load_prompts(options.prompts)[:CALIBRATION_PROMPTS] if options.prompts else (),
+        prompts=prompts,
         fuse=options.fuse,
+        torch=options.torch,
+        judge=judge_of(options.judge, options.clip, prompts),
     )
     print(f"{bundle.path} {bundle.digest}")
 

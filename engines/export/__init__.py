@@ -10,13 +10,13 @@ from ..bundle import Bundle, Size
 from ..errors import EngineError
 from ..folder import check_disk, check_target, whole_folder
 from .choice import choose
-from .make import Wish, make_bundle
+from .make import Draw, Judge, Wish, make_bundle
 from .precision import AUTO, PRECISIONS, Precision, precision_named
 from .student import load_student
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 
-__all__ = ["AUTO", "BATCH_SIZES", "PRECISIONS", "export_student"]
+__all__ = ["AUTO", "BATCH_SIZES", "PRECISIONS", "Draw", "Judge", "export_student"]
 
 
 def export_student(
@@ -29,6 +29,8 @@ def export_student(
     min_psnr: float | None = None,
     prompts: Sequence[str] = (),
     fuse: bool = False,
+    torch: bool = False,
+    judge: Judge | None = None,
     say: Callable[[str], None] = print,
 ) -> Bundle:
     """Writes the bundle of a student to `out`; the same student always gives the same bundle.
@@ -44,6 +46,8 @@ def export_student(
             `auto` 40.
         prompts: What to calibrate `int8-qdq` on.
         fuse: Also write the whole generator as one graph for each step count.
+        torch: Also write each part as a program for PyTorch, `<part>.pt2`.
+        judge: Measures pictures that the graphs have drawn; its figures become `engine` in the quality card.
         say: Is told what is being done, one line at a time.
 
     Raises:
@@ -59,8 +63,8 @@ def export_student(
     say(f"loading {student}")
     loaded = load_student(student)
     checked = loaded.check_sizes(tuple(sizes) if sizes else None)
-    check_disk(out, loaded.weight_bytes * (len(wanted) + 1))
-    wish = Wish(tuple(sorted(set(batch_sizes))), checked, tuple(prompts), fuse)
+    check_disk(out, loaded.weight_bytes * (len(wanted) * (1 + torch) + 1))
+    wish = Wish(tuple(sorted(set(batch_sizes))), checked, tuple(prompts), fuse, torch, judge)
     with whole_folder(out) as folder:
         if precision == AUTO:
             choose(loaded, folder, wish, wanted, say)

@@ -8,6 +8,7 @@ that is cut, letters outside the vocabulary, latents that are all zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
 
@@ -21,7 +22,9 @@ from ..runtime.base import Conditioning, Floats, Images
 from ..runtime.fused import FusedGraphs
 from ..runtime.onnx import OnnxNetworks
 from ..runtime.sampler import noise, sample
+from ..runtime.torch import TorchPrograms
 from .reference import TorchNetworks
+from .staged import Remembering
 
 PROMPTS = (
     "a red circle on a white background",
@@ -47,66 +50,104 @@ def certify(
     tolerance: Mapping[str, float],
     say: Say,
     fused: FusedGraphs | None = None,
+    programs: TorchPrograms | None = None,
 ) -> Certificate:
     """Measures everything; whether the bounds of `tolerance` hold is for `Certificate.failures` to say."""
+    say(f"drawing with PyTorch in batches of {', '.join(map(str, batch_sizes))}")
+    expected = _draw(Remembering(reference), spec, batch_sizes, sizes)
+    say("comparing with the graphs")
+    networks = Remembering(graphs)
+    found = _draw(networks, spec, batch_sizes, sizes, [one.conditioning for one in expected])
+    alone = {size: _one_by_one(networks, spec, max(batch_sizes), size) for size in sizes}
     measurements = []
-    alone = {size: _one_by_one(graphs, spec, max(batch_sizes), size) for size in sizes}
-    for batch_size in batch_sizes:
-        say(f"comparing with PyTorch at batch size {batch_size}")
-        conditioning = reference.encode(_prompts(batch_size))
-        found = graphs.encode(_prompts(batch_size))
-        text = [(value, found[name]) for name, value in conditioning.items()]
-        measurements.append(_parity("text_encoder", batch_size, text))
-        for part, compare in (("denoiser", _velocities), ("decoder", _decoded)):
-            pairs = [pair for size in sizes for pair in compare(reference, graphs, spec, conditioning, size)]
-            measurements.append(_parity(part, batch_size, pairs))
-        measurements.append(_pictures(reference, graphs, spec, batch_size, sizes))
-        both = [pair for size in sizes for pair in _batched(graphs, spec, batch_size, size, alone[size])]
+    for batch_size, wanted, got in zip(batch_sizes, expected, found):
+        measurements += _compared(batch_size, wanted, got)
+        both = [pair for size in sizes for pair in _batched(networks, spec, got, size, alone[size])]
         measurements.append(_parity("batch", batch_size, both))
         if fused is not None:
-            one_call = _in_one_call(graphs, fused, spec, batch_size, sizes)
+            one_call = _in_one_call(networks, fused, spec, batch_size, sizes)
             measurements.append(_parity("fused", batch_size, one_call))
+    if programs is not None:
+        conditioning = [one.conditioning for one in expected]
+        by_torch = _draw(Remembering(programs), spec, batch_sizes, sizes, conditioning)
+        for batch_size, wanted, got in zip(batch_sizes, expected, by_torch):
+            measurements.append(_parity("torch", batch_size, _pairs(wanted, got)))
+    unmeasured = {"fused"} if fused is None else set()
+    unmeasured |= {"torch"} if programs is None else set()
     return Certificate(
         reference=f"torch {torch.__version__} float32",
         runtime=f"onnxruntime {ort.__version__} on CPU",
-        tolerance={part: bound for part, bound in tolerance.items() if fused is not None or part != "fused"},
+        tolerance={part: bound for part, bound in tolerance.items() if part not in unmeasured},
         measurements=tuple(measurements),
     )
 
 
+@dataclass
+class _Drawn:
+    """What networks make of one batch: of its prompts, of noise, and as a generator."""
+
+    conditioning: Conditioning
+    velocities: list[Floats]
+    latents: dict[tuple[Size, int], Floats]
+    """By size and step count."""
+    decoded: list[Floats]
+    pictures: dict[tuple[Size, int], Images]
+
+
+def _draw(
+    networks: Remembering,
+    spec: SamplerSpec,
+    batch_sizes: Sequence[int],
+    sizes: Sequence[Size],
+    given: Sequence[Conditioning] | None = None,
+) -> list[_Drawn]:
+    """All that the text encoder has to do, then the denoiser, then the decoder: one may be in memory at a time.
+
+    Velocities are those for the conditioning that is `given`, else for the networks' own.
+    """
+    drawn = [_Drawn(networks.encode(_prompts(count)), [], {}, [], {}) for count in batch_sizes]
+    given = given or [one.conditioning for one in drawn]
+    for count, one, conditioning in zip(batch_sizes, drawn, given):
+        for size in sizes:
+            one.velocities += _velocities(networks, spec, count, conditioning, size)
+            one.latents |= {
+                (size, steps): _sample(networks, spec, count, size, steps) for steps in spec.levels
+            }
+    for count, one in zip(batch_sizes, drawn):
+        for size in sizes:
+            one.decoded += [networks.decode_floats(_latents(spec, count, size, seed)) for seed in SEEDS]
+        one.pictures = {key: networks.decode(latents) for key, latents in one.latents.items()}
+    return drawn
+
+
 def _velocities(
-    reference: TorchNetworks, graphs: OnnxNetworks, spec: SamplerSpec, conditioning: Conditioning, size: Size
-) -> Iterable[Pair]:
-    batch_size = len(next(iter(conditioning.values())))
+    networks: Remembering, spec: SamplerSpec, count: int, conditioning: Conditioning, size: Size
+) -> Iterable[Floats]:
     levels = sorted({level for row in spec.levels.values() for level in row})
     for seed in SEEDS:
-        x_BCHW = _latents(spec, batch_size, size, seed)
-        t_B = np.array([levels[(seed + image) % len(levels)] for image in range(batch_size)], np.float32)
-        yield reference.velocity(x_BCHW, t_B, conditioning), graphs.velocity(x_BCHW, t_B, conditioning)
+        t_B = np.array([levels[(seed + image) % len(levels)] for image in range(count)], np.float32)
+        yield networks.velocity(_latents(spec, count, size, seed), t_B, conditioning)
 
 
-def _decoded(
-    reference: TorchNetworks, graphs: OnnxNetworks, spec: SamplerSpec, conditioning: Conditioning, size: Size
-) -> Iterable[Pair]:
-    batch_size = len(next(iter(conditioning.values())))
-    for seed in SEEDS:
-        x0_BCHW = _latents(spec, batch_size, size, seed)
-        yield reference.decode_floats(x0_BCHW), graphs.decode_floats(x0_BCHW)
+def _compared(batch_size: int, expected: _Drawn, found: _Drawn) -> list[Parity]:
+    text = [(value, found.conditioning[name]) for name, value in expected.conditioning.items()]
+    pictures = [(value, found.pictures[key]) for key, value in expected.pictures.items()]
+    psnr = min(_psnr(a, b) for pair in pictures for a, b in zip(*pair))
+    return [
+        _parity("text_encoder", batch_size, text),
+        _parity("denoiser", batch_size, zip(expected.velocities, found.velocities)),
+        _parity("decoder", batch_size, zip(expected.decoded, found.decoded)),
+        _parity("picture", batch_size, pictures).model_copy(update={"psnr_db": round(psnr, 1)}),
+    ]
 
 
-def _pictures(
-    reference: TorchNetworks, graphs: OnnxNetworks, spec: SamplerSpec, batch_size: int, sizes: Sequence[Size]
-) -> Parity:
-    pairs = []
-    for size in sizes:
-        for steps in spec.levels:
-            latents = [_sample(networks, spec, batch_size, size, steps) for networks in (reference, graphs)]
-            pairs.append((reference.decode(latents[0]), graphs.decode(latents[1])))
-    psnr = min(_psnr(a, b) for expected, found in pairs for a, b in zip(expected, found))
-    return _parity("picture", batch_size, pairs).model_copy(update={"psnr_db": round(psnr, 1)})
+def _pairs(expected: _Drawn, found: _Drawn) -> Iterable[Pair]:
+    yield from ((value, found.conditioning[name]) for name, value in expected.conditioning.items())
+    yield from zip(expected.velocities, found.velocities)
+    yield from zip(expected.decoded, found.decoded)
 
 
-def _one_by_one(graphs: OnnxNetworks, spec: SamplerSpec, count: int, size: Size) -> tuple[Floats, Floats]:
+def _one_by_one(graphs: Remembering, spec: SamplerSpec, count: int, size: Size) -> tuple[Floats, Floats]:
     """Latents and pictures of each image of the largest batch, made alone."""
     shown, steps = zip(_prompts(count), range(count)), max(spec.levels)
     latents = [sample(graphs, spec, [prompt], [seed], steps, size) for prompt, seed in shown]
@@ -115,16 +156,20 @@ def _one_by_one(graphs: OnnxNetworks, spec: SamplerSpec, count: int, size: Size)
 
 
 def _batched(
-    graphs: OnnxNetworks, spec: SamplerSpec, batch_size: int, size: Size, alone: tuple[Floats, Floats]
+    graphs: Remembering, spec: SamplerSpec, drawn: _Drawn, size: Size, alone: tuple[Floats, Floats]
 ) -> Iterable[Pair]:
     """Latents and pictures of images made alone, and of the same images in one batch."""
-    latents = _sample(graphs, spec, batch_size, size)
-    yield alone[0][:batch_size], latents
-    yield alone[1][:batch_size], graphs.decode_floats(latents)
+    latents = drawn.latents[size, max(spec.levels)]
+    yield alone[0][: len(latents)], latents
+    yield alone[1][: len(latents)], graphs.decode_floats(latents)
 
 
 def _in_one_call(
-    graphs: OnnxNetworks, fused: FusedGraphs, spec: SamplerSpec, batch_size: int, sizes: Sequence[Size]
+    graphs: Remembering | OnnxNetworks,
+    fused: FusedGraphs,
+    spec: SamplerSpec,
+    batch_size: int,
+    sizes: Sequence[Size],
 ) -> Iterable[Pair]:
     """Pictures by step calls and by the fused graphs, for each number of steps."""
     conditioning = graphs.encode(_prompts(batch_size))
@@ -135,7 +180,7 @@ def _in_one_call(
 
 
 def _sample(
-    networks: TorchNetworks | OnnxNetworks,
+    networks: Remembering | OnnxNetworks,
     spec: SamplerSpec,
     count: int,
     size: Size,

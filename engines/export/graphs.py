@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.families import Conditioning, Family, Text, Tokens, tokenize, with_guidance
+from distill.families import Conditioning, Family, Text, tokenize, with_guidance
 from distill.spec import GeneratorSpec
 
 from .attention import exportable
@@ -78,8 +78,22 @@ class DecoderGraph(nn.Module):
         return self.family.decode(self.vae, latents)
 
 
-def parts_of(family: Family, spec: GeneratorSpec, pipeline: Any) -> tuple[Part, Part, Part]:
-    """Text encoder, denoiser and decoder of a student, in the order in which they run."""
+def parts_of(family: Family, spec: GeneratorSpec, pipeline: Any) -> Iterator[Part]:
+    """Text encoder, denoiser and decoder of a student, in the order in which they run.
+
+    Nothing of a part is kept here when the next one is asked for.
+    """
+    text_encoder, conditioning, text_axes = _text_encoder(family, spec, pipeline)
+    yield text_encoder
+    del text_encoder
+    yield denoiser_of(family, spec, pipeline.transformer, conditioning, text_axes)
+    yield _decoder(family, spec, pipeline.vae)
+
+
+def _text_encoder(
+    family: Family, spec: GeneratorSpec, pipeline: Any
+) -> tuple[Part, Conditioning, dict[str, Axes]]:
+    """The part, what it makes of two prompts, and which axes of that follow the text."""
     tokenizers = [getattr(pipeline, text.tokenizer) for text in spec.text]
     encoders = [exportable(encoder) for encoder in family.encoders(pipeline)]
     tokens = tokenize(tokenizers, spec.text, ["a"] * TRACED_BATCH)
@@ -87,37 +101,30 @@ def parts_of(family: Family, spec: GeneratorSpec, pipeline: Any) -> tuple[Part, 
         conditioning = family.embed(encoders, tokens, spec.text)
         shorter = family.embed(encoders, {name: ids[:, :-1] for name, ids in tokens.items()}, spec.text)
     text_axes = {name: _text_axes(value, shorter[name]) for name, value in conditioning.items()}
-    return (
-        _text_encoder(family, spec.text, encoders, tokens, tuple(conditioning)),
-        _denoiser(family, spec, pipeline.transformer, conditioning, text_axes),
-        _decoder(family, spec, pipeline.vae),
-    )
-
-
-def _text_encoder(
-    family: Family, text: Text, encoders: Sequence[nn.Module], tokens: Tokens, outputs: tuple[str, ...]
-) -> Part:
     axes: dict[str, Axes] = {name: {0: "batch", 1: "text_length" + _number(name)} for name in tokens}
-    return Part("text_encoder", TextEncoderGraph(family, text, encoders, axes), tokens, axes, outputs)
+    module = TextEncoderGraph(family, spec.text, encoders, axes)
+    part = Part("text_encoder", module, tokens, axes, tuple(conditioning))
+    return part, conditioning, text_axes
 
 
-def _denoiser(
+def denoiser_of(
     family: Family,
     spec: GeneratorSpec,
-    transformer: nn.Module,
+    transformer: Any,
     conditioning: Conditioning,
     text_axes: dict[str, Axes],
 ) -> Part:
+    """The denoiser, with `conditioning` as example inputs."""
     latents, image_axes = _latents(spec)
     axes: dict[str, Axes] = {"latents": image_axes, "timestep": {0: "batch"}, **text_axes}
     inputs = {"latents": latents, "timestep": torch.full((TRACED_BATCH,), 0.5), **conditioning}
     module = DenoiserGraph(family, spec, exportable(transformer), axes)
-    return Part("denoiser", module, inputs, axes, ("velocity",), patch_of(family, transformer))
+    return Part("denoiser", module, inputs, axes, ("velocity",), patch_of(family, transformer.config))
 
 
-def patch_of(family: Family, transformer: Any) -> int:
-    """Side of the square of latent positions that make one token."""
-    return family.packing * int(transformer.config.get("patch_size") or 1)
+def patch_of(family: Family, config: Mapping[str, Any]) -> int:
+    """Side of the square of latent positions that make one token of a transformer of this configuration."""
+    return family.packing * int(config.get("patch_size") or 1)
 
 
 def _decoder(family: Family, spec: GeneratorSpec, vae: nn.Module) -> Part:

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from onnx import ModelProto
 from tokenizers import Tokenizer
 
 from ..bundle import MANIFEST, Graph, Manifest, SamplerSpec, Size, sha256
 from ..errors import EngineError
+from ..runtime.base import Images
 from ..runtime.fused import FusedGraphs
 from ..runtime.onnx import OnnxNetworks
+from ..runtime.sampler import sample
+from ..runtime.torch import TorchPrograms
 from .certificate import certify
+from .external import in_memory, is_external
 from .fuse import write_fused
 from .graphs import Part, parts_of
 from .half import in_half, islands_of
 from .precision import PRECISIONS, Precision
 from .probe import probe
+from .program import write_program
 from .quantize import denoiser_feeds, with_dynamic_scales, with_fixed_scales
 from .reference import TorchNetworks
+from .staged import OneAtATime
 from .student import Student
 from .trace import OPSET, trace_part, write_graph
 
 EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
 Say = Callable[[str], None]
+Draw = Callable[[Sequence[str], Sequence[int], int], Images]
+"""(prompts, seeds, steps) -> pictures."""
+Judge = Callable[[Draw, Sequence[int]], dict[str, Any]]
+"""(what draws, step counts) -> figures, for the quality card."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,8 @@ class Wish:
         sizes: Of pictures, to certify.
         prompts: To calibrate on.
         fuse: Whether to write the whole generator as one graph too.
+        torch: Whether to write each part as a program for PyTorch too.
+        judge: What measures the graphs' pictures for the quality card.
         traced: Where given, graphs that have been traced, by part and type: precisions share them.
     """
 
@@ -48,6 +62,8 @@ class Wish:
     sizes: tuple[Size, ...]
     prompts: tuple[str, ...] = ()
     fuse: bool = False
+    torch: bool = False
+    judge: Judge | None = None
     traced: dict[tuple[str, bool], ModelProto] | None = None
 
 
@@ -55,17 +71,29 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
     """Writes all files of the bundle to `folder`.
 
     Raises:
-        EngineError: a graph breaks a rule, or a bound of the certificate does not hold.
+        EngineError: a graph breaks a rule, a bound of the certificate does not hold, or programs for
+            PyTorch are wanted in a precision that it does not compute in.
     """
-    graphs, islands = write_graphs(student, folder, wish, precision, say)
+    if wish.torch and precision.quantised:
+        raise EngineError(f"precision {precision.name}: programs for PyTorch are in fp32 or fp16 (--torch)")
+    graphs, islands, programs = write_graphs(student, folder, wish, precision, say)
     content = student.spec.model_dump(mode="json")
     spec = SamplerSpec.model_validate(content)
     reference = TorchNetworks(student.family, student.spec, student.pipeline)
-    networks = OnnxNetworks(folder, spec)
+    networks: OnnxNetworks = (OneAtATime if student.large else OnnxNetworks)(folder, spec)
     fused = {steps: write_fused(folder, spec, steps) for steps in spec.levels} if wish.fuse else {}
     one_call = FusedGraphs(folder, spec, fused) if fused else None
+    names = {part: (inputs, [one.name for one in graphs[part].outputs]) for part, inputs in programs.items()}
     certificate = certify(
-        reference, networks, spec, wish.batch_sizes, wish.sizes, precision.tolerance, say, one_call
+        reference,
+        networks,
+        spec,
+        wish.batch_sizes,
+        wish.sizes,
+        precision.tolerance,
+        say,
+        one_call,
+        TorchPrograms(folder, spec, names) if names else None,
     )
     if failures := certificate.failures():
         raise EngineError(f"{student.name}: the graphs do not match PyTorch: {'; '.join(failures)}")
@@ -79,8 +107,9 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
         sizes=wish.sizes,
         files=_digests(folder),
         certificate=certificate,
-        quality=student.quality,
+        quality=_quality(student, networks, spec, wish),
         fused=fused,
+        programs=programs,
         islands=islands,
         provenance=_provenance(student, wish, precision),
     )
@@ -88,34 +117,54 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
     return manifest
 
 
+def _quality(
+    student: Student, networks: OnnxNetworks, spec: SamplerSpec, wish: Wish
+) -> dict[str, Any] | None:
+    """The student's card; under `engine`, what the judge finds in pictures that the graphs have drawn."""
+    if wish.judge is None:
+        return student.quality
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int], steps: int) -> Images:
+        limit = max(wish.batch_sizes)
+        batches = [slice(start, start + limit) for start in range(0, len(prompts), limit)]
+        latents = [sample(networks, spec, prompts[b], seeds[b], steps, wish.sizes[0]) for b in batches]
+        return np.concatenate([networks.decode(batch) for batch in latents])
+
+    return {**(student.quality or {}), "engine": wish.judge(draw, sorted(spec.levels))}
+
+
 def write_graphs(
     student: Student, folder: Path, wish: Wish, precision: Precision, say: Say
-) -> tuple[dict[str, Graph], dict[str, tuple[str, ...]]]:
-    """The graphs and tokenizers; and of each part in half precision the layers that are not."""
+) -> tuple[dict[str, Graph], dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """The graphs and tokenizers; the layers of each part in half precision that are not; inputs of programs."""
     for text in student.spec.text:
         _write_tokenizer(getattr(student.pipeline, text.tokenizer), text.max_length, folder / text.tokenizer)
-    graphs, islands = {}, {}
+    graphs, islands, programs = {}, {}, {}
     for part in parts_of(student.family, student.spec, student.pipeline):
-        say(f"exporting {part.name} in {precision.name}")
+        name = part.name
+        say(f"exporting {name} in {precision.name}")
         if precision.half:
             part = in_half(part, torch.float16)
-            islands[part.name] = islands_of(part)
-        model = _traced(part, wish, precision)
-        if part.name in precision.quantised:
-            model = _quantised(model, student, wish, precision)
-        graphs[part.name] = write_graph(part.name, model, folder)
-    return graphs, islands
+            islands[name] = islands_of(part)
+        if wish.torch:
+            programs[name] = write_program(part, folder)
+        model = _traced(part, folder, wish, precision)
+        del part  # its weights may go now
+        if name in precision.quantised:
+            model = _quantised(model, student, folder, wish, precision)
+        graphs[name] = write_graph(name, model, folder)
+    return graphs, islands, programs
 
 
-def _traced(part: Part, wish: Wish, precision: Precision) -> ModelProto:
+def _traced(part: Part, folder: Path, wish: Wish, precision: Precision) -> ModelProto:
     """The part's graph, checked at several shapes."""
     key = (part.name, precision.half)
     if wish.traced is not None and key in wish.traced:
         return _copy(wish.traced[key])
-    model = trace_part(part)
+    model = trace_part(part, folder)
     bound = PRECISIONS["fp16" if precision.half else "fp32"].tolerance[part.name]
-    probe(part, model, bound)
-    if wish.traced is not None:
+    probe(part, model, bound, folder)
+    if wish.traced is not None and not is_external(model):
         wish.traced[key] = _copy(model)
     return model
 
@@ -126,7 +175,10 @@ def _copy(model: ModelProto) -> ModelProto:
     return copied
 
 
-def _quantised(model: ModelProto, student: Student, wish: Wish, precision: Precision) -> ModelProto:
+def _quantised(
+    model: ModelProto, student: Student, folder: Path, wish: Wish, precision: Precision
+) -> ModelProto:
+    model = in_memory(model, folder)
     if not precision.calibrated:
         return with_dynamic_scales(model)
     networks = TorchNetworks(student.family, student.spec, student.pipeline)

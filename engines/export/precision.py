@@ -47,7 +47,9 @@ def _bounds(
     text_encoder: float, denoiser: float, decoder: float, batch: float, fused: float, picture: float
 ) -> Mapping[str, float]:
     parts = {"text_encoder": text_encoder, "denoiser": denoiser, "decoder": decoder}
-    return MappingProxyType({**parts, "batch": batch, "fused": fused, "picture": picture})
+    return MappingProxyType(
+        {**parts, "batch": batch, "fused": fused, "torch": max(parts.values()), "picture": picture}
+    )
 
 
 # float32 noise is ten times smaller than these bounds, mistakes are far larger. One graph is the same

@@ -18,6 +18,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from ..errors import EngineError
+from .external import is_external
 from .graphs import Part
 from .trace import save
 
@@ -26,25 +27,38 @@ SHAPES = ((1, 0, 0, 0), (2, 1, 0, 1), (3, 0, 1, 2), (5, 1, 1, 0))
 SEEDS = (0, 1)
 
 
-def probe(part: Part, model: ModelProto, bound: float) -> None:
-    """
+def probe(part: Part, model: ModelProto, bound: float, folder: Path | None = None) -> float:
+    """The largest relative difference found; large weights of `model` lie in `folder`.
+
     Raises:
         EngineError: ONNX Runtime cannot run the graph at one of `SHAPES`, or differs from the module
             by more than `bound`, relative to the largest value.
     """
-    with TemporaryDirectory(prefix="fewstep-") as folder:
-        file = Path(folder) / "part.onnx"
-        save(model, file)
-        session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    session = _session(model, folder)
+    worst = 0.0
     for shape in SHAPES:
         for seed in SEEDS:
             inputs = _inputs(part, shape, seed)
             off = _difference(part, session, inputs)
+            worst = max(worst, off)
             if not off <= bound:  # true for NaN too
                 shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
                 raise EngineError(
                     f"graph {part.name} is off by {off:.2g} at {shapes}; at most {bound} is allowed"
                 )
+    return worst
+
+
+def _session(model: ModelProto, folder: Path | None) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    if is_external(model):  # weights are mapped; packed for speed they would be in memory once more
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    with TemporaryDirectory(prefix="fewstep-") as temporary:
+        file = (folder if folder and is_external(model) else Path(temporary)) / ".probed.onnx"
+        save(model, file)
+        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        file.unlink()
+    return session
 
 
 @torch.inference_mode()

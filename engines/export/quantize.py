@@ -27,6 +27,7 @@ from ..bundle import SamplerSpec, Size
 from ..runtime.base import Conditioning, Floats
 from ..runtime.sampler import sample
 from .reference import TorchNetworks
+from .trace import PROTOBUF_LIMIT, save
 
 PRODUCTS = ["MatMul", "Gemm"]
 CALIBRATION_BATCH = 8
@@ -45,6 +46,7 @@ def with_dynamic_scales(model: ModelProto) -> ModelProto:
             per_channel=True,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=_left_alone(model),
+            use_external_data_format=model.ByteSize() >= PROTOBUF_LIMIT,
         )
         return onnx.load(target)
 
@@ -65,6 +67,7 @@ def with_fixed_scales(model: ModelProto, feeds: Sequence[Feed]) -> ModelProto:
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
+            use_external_data_format=model.ByteSize() >= PROTOBUF_LIMIT,
             extra_options={
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
@@ -124,7 +127,7 @@ def _in_folder(model: ModelProto) -> Iterator[tuple[Path, Path]]:
     try:
         with TemporaryDirectory(prefix="fewstep-") as folder:
             source = Path(folder) / "float.onnx"
-            onnx.save(model, source)
+            save(model, source)
             yield source, Path(folder) / "int8.onnx"
     finally:
         logging.disable(previous)

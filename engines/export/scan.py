@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 
 from ..errors import EngineError
+from .external import array_of
 
 MOVES = {"Cast", "Expand", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 SUMS = {"Einsum", "MatMul", "ReduceSum"}
@@ -20,8 +22,8 @@ LARGE = 1024
 """Constants with fewer elements need not be weights."""
 
 
-def scan(name: str, model: ModelProto, module: torch.nn.Module) -> None:
-    """Refuses graphs that would fail or lie in one of the runtimes.
+def scan(name: str, model: ModelProto, module: torch.nn.Module, folder: Path | None = None) -> None:
+    """Refuses graphs that would fail or lie in one of the runtimes; large weights lie in `folder`.
 
     Raises:
         EngineError: double precision, a sequence operation, an Einsum in bfloat16, an axis without a
@@ -29,28 +31,30 @@ def scan(name: str, model: ModelProto, module: torch.nn.Module) -> None:
             from being zero, a normalisation without epsilon, or a large constant that is no weight of
             `module`.
     """
-    for finding in (*findings(model), *foreign_constants(model, module)):
+    for finding in (*findings(model, folder), *foreign_constants(model, module, folder)):
         raise EngineError(f"graph {name}: {finding}; this architecture needs a change in engines/export")
 
 
-def findings(model: ModelProto) -> Iterator[str]:
+def findings(model: ModelProto, folder: Path | None = None) -> Iterator[str]:
     yield from _doubles(model)
     yield from _sequences(model)
     yield from _unnamed_axes(model)
-    yield from _non_finite(model)
+    yield from _non_finite(model, folder)
     yield from _bare_divisions(model)
     yield from _bare_roots(model)
     yield from _einsums_in_bfloat16(model)
 
 
-def foreign_constants(model: ModelProto, module: torch.nn.Module) -> Iterator[str]:
+def foreign_constants(
+    model: ModelProto, module: torch.nn.Module, folder: Path | None = None
+) -> Iterator[str]:
     """Large constants that are neither a weight or buffer of `module` nor one transposed: traced state."""
     known = {
         _digest(form) for tensor in module.state_dict(keep_vars=False).values() for form in _forms(tensor)
     }
     known |= {_digest(form) for tensor in module.buffers() for form in _forms(tensor)}
     for label, tensor in _constants(model):
-        if np.prod(tensor.dims) >= LARGE and _digest(numpy_helper.to_array(tensor)) not in known:
+        if np.prod(tensor.dims) >= LARGE and _digest(array_of(tensor, folder)) not in known:
             yield f"constant {label} {list(tensor.dims)} is no weight of the network"
 
 
@@ -93,10 +97,10 @@ def _unnamed_axes(model: ModelProto) -> Iterator[str]:
                 yield f"axis {axis} of {entry.name} has no name ({dim.dim_param or 'unknown'})"
 
 
-def _non_finite(model: ModelProto) -> Iterator[str]:
+def _non_finite(model: ModelProto, folder: Path | None) -> Iterator[str]:
     for label, tensor in _constants(model):
         if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
-            values = numpy_helper.to_array(tensor)
+            values = array_of(tensor, folder)
             if np.isnan(values).any() or np.isposinf(values).any():  # masks may hold minus infinity
                 yield f"constant {label} is not finite"
 

@@ -1,4 +1,8 @@
-"""One part -> one ONNX file: traced, tidied, scanned, with weights stored in half where that is exact."""
+"""One part -> one ONNX file: traced, tidied, scanned, with weights stored in half where that is exact.
+
+Tracing does not copy weights. Those of a graph over 2 GB, which no protobuf can hold, go to a file beside it one by
+one, and the graph that is handed around here has references to their bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,19 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ..bundle import Graph, Tensor
+from .external import halved, is_external, write_beside
 from .graphs import Part
 from .scan import scan
 
@@ -27,21 +33,25 @@ PROTOBUF_LIMIT = 2**31 - 2**20
 """Larger graphs keep their weights in a file beside them."""
 
 
-def trace_part(part: Part) -> ModelProto:
-    """The graph of `part`, fit to be shipped.
+def trace_part(part: Part, folder: Path | None = None) -> ModelProto:
+    """The graph of `part`, fit to be shipped; if it is over 2 GB, its weights are written to `folder`.
 
     Raises:
         EngineError: the graph breaks a rule of `scan`.
     """
-    model = trace(part)
-    scan(part.name, model, part.module)
+    model = trace(part, folder)
+    scan(part.name, model, part.module, folder)
     del model.graph.value_info[:]
     return model
 
 
 def write_graph(name: str, model: ModelProto, folder: Path) -> Graph:
     """Writes `model` to `folder` as `<name>.onnx`, with `<name>.onnx.data` if it is over 2 GB."""
-    store_in_half(model)
+    if is_external(model):
+        casts = halved(model, folder, f"{name}.onnx.data", exactly_half)
+        _put_first(casts, model)
+    else:
+        store_in_half(model)
     file = folder / f"{name}.onnx"
     save(model, file)
     return describe(file.name, model)
@@ -52,9 +62,9 @@ def describe(file: str, model: ModelProto) -> Graph:
     return Graph(file=file, inputs=_tensors(model.graph.input), outputs=_tensors(model.graph.output))
 
 
-def trace(part: Part) -> ModelProto:
+def trace(part: Part, folder: Path | None = None) -> ModelProto:
     """The graph of `part`, its axes named and free of the tracer's notes."""
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             part.module.eval(),
             tuple(part.inputs.values()),
@@ -62,10 +72,12 @@ def trace(part: Part) -> ModelProto:
             opset_version=OPSET,
             input_names=list(part.inputs),
             output_names=list(part.outputs),
-            dynamic_shapes=_dynamic_shapes(part),
+            dynamic_shapes=dynamic_shapes(part),
             verbose=False,
         )
     assert program is not None
+    if folder is not None:
+        write_beside(program.model, folder, f"{part.name}.onnx.data", PROTOBUF_LIMIT)
     model: ModelProto = program.model_proto
     _name_axes(model, part)
     _strip(model)
@@ -82,21 +94,32 @@ def store_in_half(model: ModelProto) -> None:
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < SMALL:
             continue
-        values = numpy_helper.to_array(tensor)
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16)
-        if np.array_equal(half.astype(np.float32), values):
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
-            casts.append(
-                helper.make_node("Cast", [tensor.name], [name], f"{name}.widen", to=TensorProto.FLOAT)
-            )
-    nodes = [*casts, *model.graph.node]
+        half = exactly_half(numpy_helper.to_array(tensor))
+        if half is not None:
+            casts.append(tensor.name)
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{tensor.name}.half"))
+    _put_first(casts, model)
+
+
+def exactly_half(values: npt.NDArray[Any]) -> npt.NDArray[np.float16] | None:
+    """float32 values in float16, if not one changes."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), values) else None
+
+
+def _put_first(halves: Sequence[str], model: ModelProto) -> None:
+    """Casts of the weights `<name>.half` to `<name>`, before all other nodes."""
+    widen = [
+        helper.make_node("Cast", [f"{name}.half"], [name], f"{name}.widen", to=TensorProto.FLOAT)
+        for name in halves
+    ]
+    nodes = [*widen, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
 
-def _dynamic_shapes(part: Part) -> tuple[Any, ...]:
+def dynamic_shapes(part: Part) -> tuple[Any, ...]:
     """As `torch.export` wants them: one entry per parameter, the variadic one a tuple."""
     dynamic = torch.export.Dim.DYNAMIC
     each = [dict.fromkeys(part.axes[name], dynamic) for name in part.inputs]
@@ -148,7 +171,7 @@ def _tensors(entries: Any) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hides the tracer's remarks about its own future and about packages that are not needed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

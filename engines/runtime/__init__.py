@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from ..bundle import Bundle
 from ..errors import EngineError
@@ -55,6 +57,22 @@ def _load_tensorrt(backend: str, bundle: Bundle, threads: int | None) -> Runtime
     return TensorRTRuntime(bundle, folder, kit)
 
 
+def _check_torch(bundle: Bundle) -> None:
+    _torch().check_programs(bundle)
+
+
+def _load_torch(compiled: bool, bundle: Bundle, threads: int | None) -> Runtime:
+    runtime: Runtime = _torch().TorchRuntime(bundle, threads, compiled)
+    return runtime
+
+
+def _torch() -> Any:
+    try:
+        return importlib.import_module(".torch", __name__)  # so that nobody needs it who does not ask for it
+    except ModuleNotFoundError as error:
+        raise EngineError("PyTorch is not installed: pip install torch") from error
+
+
 def _onnx(provider: str) -> Backend:
     return Backend(lambda bundle: check_provider(provider), partial(OnnxRuntime, provider=provider))
 
@@ -66,8 +84,10 @@ BACKENDS: dict[str, Backend] = {
     },
     "onnxruntime-cuda": _onnx(CUDA),
     "onnxruntime-cpu": _onnx(CPU),
+    "torch-compile": Backend(_check_torch, partial(_load_torch, True)),
+    "torch": Backend(_check_torch, partial(_load_torch, False)),
 }
-"""Best first."""
+"""Best first; what comes after ONNX Runtime on the CPU, which is always there, has to be asked for."""
 SYNONYMS = {"onnxruntime": "onnxruntime-cpu"}
 
 
@@ -86,8 +106,8 @@ def load_runtime(bundle: Bundle, backend: str = "auto", threads: int | None = No
         raise EngineError(f"{threads} threads: expected at least 1")
     if backend != "auto":
         return _named(backend).load(bundle, threads)
-    *better, last = BACKENDS
-    for name in better:
+    last = "onnxruntime-cpu"
+    for name in list(BACKENDS)[: list(BACKENDS).index(last)]:
         try:
             runtime = BACKENDS[name].load(bundle, threads)
         except EngineError as reason:
@@ -114,8 +134,6 @@ def _problem(backend: Backend, bundle: Bundle) -> str:
 
 def _named(backend: str) -> Backend:
     name = SYNONYMS.get(backend, backend)
-    if name == "torch":
-        raise EngineError("backend torch runs a student's folder, not a bundle: `fewstep sample STUDENT`")
     if name not in BACKENDS:
         raise EngineError(f"backend {backend!r}: expected auto or one of {', '.join(BACKENDS)}")
     return BACKENDS[name]

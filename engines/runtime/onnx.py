@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {
     },
 }
 MAX_DEFAULT_THREADS = 8
+Graph = Callable[[Conditioning], dict[str, Any]]
+"""Named arrays -> named arrays."""
 BATCH_DEPENDENT = ["TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"]
 """Rewrites that move a mean to another axis, where one image is summed in another order than several:
 without them a picture is the same, bit for bit, in every batch. They gain nothing measurable here."""
@@ -53,8 +55,11 @@ class OnnxNetworks:
         check_provider(provider)
         self.tokenize = Tokenizers(folder, spec)
         self._text_encoder, self._denoiser, self._decoder = (
-            OnnxGraph(folder / f"{part}.onnx", threads, provider) for part in PARTS
+            self._graph(folder / f"{part}.onnx", threads, provider) for part in PARTS
         )
+
+    def _graph(self, file: Path, threads: int, provider: str) -> Graph:
+        return OnnxGraph(file, threads, provider)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         return self._text_encoder(self.tokenize(prompts))

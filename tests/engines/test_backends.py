@@ -48,7 +48,8 @@ def test_without_a_gpu_it_is_the_cpu_and_the_log_says_why(
 
 def test_what_keeps_each_backend_from_running_is_known_without_loading(bare: Bundle) -> None:
     found = choices(bare)
-    assert list(found) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
+    backends = ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu", "torch-compile", "torch"]
+    assert list(found) == backends
     assert found["onnxruntime-cpu"] == ""
     assert all(problem for name, problem in found.items() if name != "onnxruntime-cpu")
 
@@ -125,11 +126,6 @@ def test_a_provider_that_does_not_start_is_not_taken_for_one_that_does(
     with pytest.raises(EngineError, match="cannot start CUDAExecutionProvider: no GPU, or no CUDA"):
         load_runtime(bare, "onnxruntime-cuda")
     assert load_runtime(bare, threads=1).backend == "onnxruntime-cpu"
-
-
-def test_torch_runs_students(bare: Bundle) -> None:
-    with pytest.raises(EngineError, match="backend torch runs a student's folder, not a bundle"):
-        load_runtime(bare, "torch")
 
 
 @pytest.mark.gpu

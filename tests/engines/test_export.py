@@ -120,7 +120,7 @@ def graphs_at_hand(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in bundle.manifest.files:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(bundle.path / name, folder / name)
-        return bundle.manifest.graphs, {}
+        return bundle.manifest.graphs, {}, {}
 
     monkeypatch.setattr(make, "write_graphs", copy)
 
@@ -137,6 +137,17 @@ def test_graphs_of_another_student_get_no_certificate(
     assert "the graphs do not match PyTorch" in message
     assert "denoiser at batch size 1 is off by" in message
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("graphs_at_hand")
+def test_what_a_judge_finds_is_on_the_card_beside_the_students_own(student: Path, tmp_path: Path):
+    def judge(draw, step_counts):
+        pictures = draw(["a red star"] * 3, range(3), 2)  # more than the largest batch
+        return {"shape": list(pictures.shape), "steps": list(step_counts)}
+
+    made = export_student(student, tmp_path / "out", batch_sizes=(1, 2), judge=judge, say=lambda line: None)
+    engine = {"shape": [3, 64, 64, 3], "steps": [1, 2, 4]}
+    assert made.manifest.quality == {"prompt_accuracy": 0.5, "engine": engine}
 
 
 @pytest.mark.usefixtures("graphs_at_hand")
