@@ -54,7 +54,11 @@ def foreign_constants(
     }
     known |= {_digest(form) for tensor in module.buffers() for form in _forms(tensor)}
     for label, tensor in _constants(model):
-        if np.prod(tensor.dims) >= LARGE and _digest(array_of(tensor, folder)) not in known:
+        if np.prod(tensor.dims) < LARGE:
+            continue
+        array = array_of(tensor, folder)
+        # One value all over is arithmetic, such as the ones of a normalisation without weights.
+        if _digest(array) not in known and (array != array.flat[0]).any():
             yield f"constant {label} {list(tensor.dims)} is no weight of the network"
 
 
