@@ -34,12 +34,12 @@ async def service_of(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
-def admin_of(request: Request) -> Service:
+async def admin_of(request: Request) -> Service:
     """
     Raises:
         ServiceError: 403, the request may not change what is served.
     """
-    service = service_of(request)
+    service = await service_of(request)
     host, origin = request.client.host if request.client else "", request.headers.get("origin")
     service.keys.check_admin(request.state.key, host, origin, service.settings.open_admin)
     return service
