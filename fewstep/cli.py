@@ -66,6 +66,7 @@ def parser() -> Parser:
     _build(rooms)
     _bundle(rooms)
     _serve(rooms)
+    _worker(rooms)
     _keys(rooms)
     _bench(rooms)
     _shapes(rooms)
@@ -322,6 +323,12 @@ def _serve(rooms: Subparsers[Parser]) -> None:
     commands.add_settings(command)
 
 
+def _worker(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("worker", help="runs the jobs of a server, in a process of its own")
+    command.set_defaults(run=commands.work)
+    commands.add_settings(command)
+
+
 def _bench(rooms: Subparsers[Parser]) -> None:
     command = rooms.add_parser("bench", help="load on a running server: latency, goodput, steps")
     command.set_defaults(run=commands.bench)
@@ -367,7 +374,10 @@ def _keys(rooms: Subparsers[Parser]) -> None:
     add.add_argument(
         "--limit", type=arguments.positive, metavar="N", help="step-images a minute; default: no limit"
     )
-    add.add_argument("--admin", action="store_true", help="may load and unload models")
+    add.add_argument(
+        "--admin", action="store_true", help="may load and unload models, and whatever --jobs may"
+    )
+    add.add_argument("--jobs", action="store_true", help="may run distillation jobs and see all files")
 
 
 def _shapes(rooms: Subparsers[Parser]) -> None:

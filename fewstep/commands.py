@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .evaluate import evaluate
 from .models import default_device, open_model
-from .serve import add_key, add_settings, serve
+from .serve import add_key, add_settings, serve, work
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe
@@ -28,6 +28,7 @@ __all__ = [
     "plan",
     "sample",
     "serve",
+    "work",
 ]
 
 CALIBRATION_PROMPTS = 64

@@ -22,12 +22,22 @@ def serve(options: argparse.Namespace) -> int:
     """Runs the server until a signal; flags win over the environment."""
     from service.server import serve as run
 
-    given = {name: getattr(options, name, None) for name in Settings.model_fields}
-    given["models"] = options.model
-    return run(read_settings(**{name: value for name, value in given.items() if value is not None}))
+    return run(_settings(options, models=options.model))
+
+
+def work(options: argparse.Namespace) -> int:
+    """Runs jobs until a signal; flags win over the environment."""
+    from service.worker import work as run
+
+    return run(_settings(options))
+
+
+def _settings(options: argparse.Namespace, **more: object) -> Settings:
+    given = {name: getattr(options, name, None) for name in Settings.model_fields} | more
+    return read_settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def add_key(options: argparse.Namespace) -> None:
     from service.keys import add_key as add
 
-    print(add(options.file, options.name, options.limit, options.admin))
+    print(add(options.file, options.name, options.limit, options.admin, options.jobs))

@@ -18,12 +18,13 @@ from engines.runtime.base import Runtime
 from .context import Service
 from .errors import ServiceError, to_response
 from .idempotency import Idempotency
+from .jobs.room import Jobs
 from .keys import Keys
 from .metrics import Metrics, package_version
 from .middleware import RequestEnvelope
 from .models import Models
 from .pictures import FileStore
-from .routes import images, models, operations
+from .routes import files, images, jobs, models, operations
 from .settings import Settings
 from .tracing import Tracing
 
@@ -39,14 +40,16 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
     """
     metrics = Metrics()
     metrics.health.queue_limit.set(settings.queue_limit)
+    served = Models(settings, metrics, runtimes)
     service = Service(
         settings,
         metrics,
-        Models(settings, metrics, runtimes),
+        served,
         FileStore(settings.data_dir / "pictures"),
         Keys(settings.api_keys),
         Tracing(),
         Idempotency(),
+        Jobs(settings, metrics, served),
     )
     app = FastAPI(
         title="fewstep",
@@ -63,20 +66,23 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
         max_body_bytes=settings.max_body_bytes,
         body_seconds=settings.body_seconds,
         keys=service.keys,
+        max_file_bytes=settings.max_file_bytes,
         log_prompts=settings.log_prompts,
     )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "server-timing", "etag", "retry-after"],
         )
     for kind in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
-    for routes in (images, models, operations):
+    for routes in (images, models, files, operations):
         app.include_router(routes.router)
+    for prefix in ("/v1/distillation", "/v1/fine_tuning"):
+        app.include_router(jobs.router, prefix=prefix)
     app.mount("/static", operations.files, name="static")
     return app
 
@@ -86,8 +92,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     if not service.models.started:  # else whoever started them hears of a failure
         service.models.start().add_done_callback(_report)
+    service.jobs.start()
     yield
     await service.models.drain(0)
+    await asyncio.to_thread(service.jobs.stop)
 
 
 def _report(loading: asyncio.Task[None]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from .idempotency import Idempotency
+from .jobs.room import Jobs
 from .keys import Keys
 from .metrics import Metrics
 from .models import Models
@@ -25,6 +26,7 @@ class Service:
     keys: Keys
     tracing: Tracing
     idempotency: Idempotency
+    jobs: Jobs
 
 
 async def service_of(request: Request) -> Service:

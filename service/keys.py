@@ -30,6 +30,11 @@ class Key(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     step_images_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     admin: bool = False
+    jobs: bool = False
+
+    @property
+    def may_run_jobs(self) -> bool:
+        return self.admin or self.jobs
 
 
 class Keys:
@@ -91,7 +96,9 @@ def hashed(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def add_key(file: Path, name: str, limit: float | None = None, admin: bool = False) -> str:
+def add_key(
+    file: Path, name: str, limit: float | None = None, admin: bool = False, jobs: bool = False
+) -> str:
     """Adds a new key to a file and returns it; it is not to be had again.
 
     Raises:
@@ -102,7 +109,7 @@ def add_key(file: Path, name: str, limit: float | None = None, admin: bool = Fal
         raise ServiceError(f"{file} has a key named {name!r}; choose another name or delete its line")
     secret = PREFIX + secrets.token_urlsafe(32)
     try:
-        key = Key(name=name, sha256=hashed(secret), step_images_per_minute=limit, admin=admin)
+        key = Key(name=name, sha256=hashed(secret), step_images_per_minute=limit, admin=admin, jobs=jobs)
     except ValidationError as error:
         raise ServiceError(_told(error)) from error
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,6 +20,8 @@ from prometheus_client import (
 
 SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 """Dense where few-step generation lives: 60 ms and 95 ms fall into different buckets."""
+JOB_STATUSES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
+JOB_SECONDS = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4)
 IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
@@ -78,6 +81,38 @@ class Health:
         self._model_ready.clear()
         for name, draws in models.items():
             self._model_ready.labels(name).set(draws)
+
+
+class RunningJobs:
+    """Where the jobs that run are; one that has ended has no series any more."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, help: str, *labels: str) -> Gauge:
+            return Gauge(f"fewstep_job_{name}", help, ["job", *labels], registry=registry)
+
+        self._progress = gauge("progress_ratio", "Share of a running job's iterations that is done.")
+        self._pace = gauge("images_per_second", "Pace of a running job.")
+        self._left = gauge("remaining_seconds", "Estimate of the rest of a running job's distillation.")
+        self._loss = gauge(
+            "loss", "Newest losses of a running job; of SiD, they say nothing of quality.", "loss"
+        )
+        self._quality = gauge("quality", "Newest figures of a running job's quality curve.", "measure")
+
+    def show(self, progress: Mapping[str, Mapping[str, Any]]) -> None:
+        """
+        Args:
+            progress: By the id of the job, as its runner last told.
+        """
+        for one in (self._progress, self._pace, self._left, self._loss, self._quality):
+            one.clear()
+        for job, told in progress.items():
+            self._progress.labels(job).set(told.get("percent", 0) / 100)
+            for gauge, name in ((self._pace, "images_per_second"), (self._left, "eta_seconds")):
+                if told.get(name) is not None:
+                    gauge.labels(job).set(told[name])
+            for gauge, name in ((self._loss, "losses"), (self._quality, "quality")):
+                for key, value in told.get(name, {}).items():
+                    gauge.labels(job, key).set(value)
 
 
 class Metrics:
@@ -155,10 +190,23 @@ class Metrics:
         self._restarts = Counter(
             "fewstep_engine_restarts", "Engines restarted after a failure.", ["model"], registry=registry
         )
+        self._add_jobs(registry)
         self.health = Health(registry)
         ProcessCollector(registry=registry)
         build = Info("fewstep_build", "Versions of this server.", registry=registry)
         build.info({"version": package_version(), "python": platform.python_version()})
+
+    def _add_jobs(self, registry: CollectorRegistry) -> None:
+        self.jobs = Gauge("fewstep_jobs", "Distillation jobs in the database.", ["status"], registry=registry)
+        for status in JOB_STATUSES:
+            self.jobs.labels(status)
+        self.job_seconds = Histogram(
+            "fewstep_job_duration_seconds",
+            "Time from a job's first start to its end, of those that ended since this server started.",
+            buckets=JOB_SECONDS,
+            registry=registry,
+        )
+        self.running = RunningJobs(registry)
 
     def stage(self, model: str, stage: str) -> StageMeters:
         return StageMeters(

@@ -25,6 +25,9 @@ QUIET = ("/health", "/metrics", "/static")
 
 FILES = "/v1/images/files/"
 """Pictures under unguessable names: whoever has the address may see them."""
+UPLOADS = "/v1/files"
+MULTIPART_BYTES = 64 << 10
+"""What a form has beside its file."""
 SECURITY = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -44,10 +47,12 @@ class RequestEnvelope:
         max_body_bytes: int,
         body_seconds: float,
         keys: Keys | None = None,
+        max_file_bytes: int = 64 << 20,
         log_prompts: bool = False,
     ) -> None:
         self._app, self._metrics, self._log_prompts = app, metrics, log_prompts
         self._keys = keys or Keys(None)
+        self._max_file_bytes = max_file_bytes
         self._max_body_bytes, self._body_seconds = max_body_bytes, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,12 +85,32 @@ class RequestEnvelope:
             ClientGoneError: the connection ended first.
         """
         try:
+            if scope["path"] == UPLOADS:
+                return self._bounded(scope, receive)
             async with asyncio.timeout(self._body_seconds):
                 return await _whole_body(scope, receive, self._max_body_bytes)
         except (TimeoutError, asyncio.CancelledError) as error:
-            message = f"The body did not arrive within {self._body_seconds:g} s."
-            headers = {"Connection": "close"}
-            raise ServiceError(message, status=408, code="body_timeout", headers=headers) from error
+            raise _too_slow(self._body_seconds) from error
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """Of a file, which may be large: passed on as it comes, as long as it comes."""
+        limit = self._max_file_bytes + MULTIPART_BYTES
+        _check_declared(scope, limit)
+        taken, more = 0, True
+
+        async def receive_some() -> Message:
+            nonlocal taken, more
+            try:
+                async with asyncio.timeout(self._body_seconds if more else None):
+                    message = await receive()
+            except TimeoutError as error:
+                raise _too_slow(self._body_seconds) from error
+            taken, more = taken + len(message.get("body", b"")), message.get("more_body", False)
+            if taken > limit:
+                raise _too_large(limit)
+            return message
+
+        return receive_some
 
     def _identify(self, scope: Scope, state: dict[str, Any]) -> None:
         """Before the body is read, so that a stranger cannot make the server take it in.
@@ -147,11 +172,9 @@ def _head_as_get(scope: Scope) -> Scope:
 
 async def _whole_body(scope: Scope, receive: Receive, limit: int) -> Receive:
     """Reads the body, at most `limit` bytes of it, and returns a `receive` that yields it again."""
-    declared = Headers(scope=scope).get("content-length", "0")
-    if declared.isdigit() and int(declared) > limit:
-        if int(declared) <= DISCARDED_BYTES:
-            await _discard(receive)
-        raise _too_large(limit)
+    if limit < _declared(scope) <= DISCARDED_BYTES:
+        await _discard(receive)
+    _check_declared(scope, limit)
     body = bytearray()
     more = True
     while more:
@@ -175,6 +198,22 @@ async def _discard(receive: Receive) -> None:
     what was answered is lost with it."""
     while (message := await receive())["type"] != "http.disconnect" and message.get("more_body", False):
         pass
+
+
+def _too_slow(seconds: float) -> ServiceError:
+    message = f"The body did not arrive within {seconds:g} s."
+    return ServiceError(message, status=408, code="body_timeout", headers={"Connection": "close"})
+
+
+def _check_declared(scope: Scope, limit: int) -> None:
+    if _declared(scope) > limit:
+        raise _too_large(limit)
+
+
+def _declared(scope: Scope) -> int:
+    """Bytes of the body, as its sender says; 0 if it does not."""
+    declared = Headers(scope=scope).get("content-length", "")
+    return int(declared) if declared.isdigit() else 0
 
 
 def _too_large(limit: int) -> ServiceError:

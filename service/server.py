@@ -83,6 +83,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         # Still listening, so that a load balancer sees /health/ready turn and late requests get a 503.
+        app.state.service.jobs.wind_down()
         await models.drain(settings.drain_seconds)
         server.should_exit = True
         await serving

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import ServiceError
@@ -112,6 +112,37 @@ class Settings(BaseSettings):
         default=None,
         description="File of API keys (`fewstep keys add`); with it, requests to /v1 need one",
     )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Where jobs are kept: postgresql://USER:PASSWORD@HOST/NAME; by default SQLite in the data folder",
+    )
+    max_file_bytes: int = Field(
+        default=64 << 20, ge=1024, description="Largest file of POST /v1/files; larger ones get 413"
+    )
+    jobs_queue_limit: int = Field(
+        default=100, ge=1, description="Jobs that may wait for a runner; beyond it new ones get 429"
+    )
+    jobs_teachers: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("shapes-sana", "shapes-sd3", "shapes-flux"),
+        description="Teachers that jobs may name, comma-separated: shipped names, folders, hub ids, with * for"
+        " any part of them",
+    )
+    jobs_data: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("shapes",), description="Real pictures that jobs may name as data, likewise"
+    )
+    webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Hosts that webhooks may go to, comma-separated, * for any part of a name; none by default",
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="Signs webhooks: whsec_ and 24 to 64 bytes in base64"
+    )
+    webhook_attempts: int = Field(
+        default=8,
+        ge=1,
+        le=20,
+        description="How often a webhook is sent until it is given up; at longer intervals",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Origins whose pages may call this server, comma-separated; none by default"
     )
@@ -164,6 +195,13 @@ class Settings(BaseSettings):
     jobs_fid_statistics: str | None = Field(
         default=None, description="Statistics of real pictures for the gate's FID"
     )
+    jobs_server: str = Field(
+        default="http://127.0.0.1:8000",
+        description="The server that a `fewstep worker` publishes on; they share one data folder",
+    )
+    jobs_server_key: SecretStr | None = Field(
+        default=None, description="An administrator's key for that server, where it wants keys"
+    )
     artifacts_url: str | None = Field(
         default=None, description="Where jobs leave what they make: an fsspec URL; by default the data folder"
     )
@@ -187,7 +225,9 @@ class Settings(BaseSettings):
     def artifacts(self) -> str:
         return self.artifacts_url or str(self.data_dir.absolute() / "artifacts")
 
-    @field_validator("cors_origins", "jobs_devices", mode="before")
+    @field_validator(
+        "cors_origins", "jobs_devices", "jobs_teachers", "jobs_data", "webhook_hosts", mode="before"
+    )
     @classmethod
     def _parse_origins(cls, value: Any) -> Any:
         return (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +18,8 @@ from engines.errors import EngineError
 from ..errors import ServiceError
 from .artifacts import Artifacts
 from .desk import Claim, Ending
-from .gate import Figures, Verdict, judge, read_figures
-from .heartbeat import Heartbeat
+from .gate import Figures, Publish, Verdict, judge, read_figures
+from .local import outcome
 from .stages import COMPARE, EVALUATE, Plan
 
 log = logging.getLogger(__name__)
@@ -42,11 +43,13 @@ class Retention:
 class Publisher(Protocol):
     """Where students are served."""
 
-    def publish(self, claim: Claim, bundle: Bundle, heart: Heartbeat) -> dict[str, Any]:
+    def publish(
+        self, claim: Claim, publish: Publish, bundle: Bundle, verdict: Verdict, rest: Callable[[], None]
+    ) -> dict[str, Any]:
         """Serves `bundle`: a share first, then all. Returns what there is to know of the version.
 
         Raises:
-            ServiceError, EngineError: it is not served, and what was served before still is.
+            ServiceError: it is not served, and what was served before still is.
         """
 
 
@@ -56,7 +59,7 @@ class Conclusion:
     def __init__(self, artifacts: Artifacts, publisher: Publisher, retention: Retention) -> None:
         self.artifacts, self.publisher, self.retention = artifacts, publisher, retention
 
-    def __call__(self, claim: Claim, heart: Heartbeat) -> Ending:
+    def __call__(self, claim: Claim, rest: Callable[[], None]) -> Ending:
         """
         Raises:
             ServiceError: the artifacts cannot be kept; the job's folder still has all of it.
@@ -70,7 +73,7 @@ class Conclusion:
         self.artifacts.sign(claim.job, {"name": plan.name, "bundle": bundle.digest})
         verdict = _verdict(plan, bundle)
         result["verdict"] = verdict.model_dump(mode="json") if verdict else None
-        result |= self._publish(claim, bundle, verdict, heart)
+        result |= self._publish(claim, bundle, verdict, rest)
         self._tidy(plan)
         served = (
             f"served as {claim.publish.model}" if result["published"] and claim.publish else "not published"
@@ -85,18 +88,24 @@ class Conclusion:
         return {"url": self.artifacts.where(claim.job, part), "digest": digest}
 
     def _publish(
-        self, claim: Claim, bundle: Bundle, verdict: Verdict | None, heart: Heartbeat
+        self, claim: Claim, bundle: Bundle, verdict: Verdict | None, rest: Callable[[], None]
     ) -> dict[str, Any]:
         """Whether it is served now, and why not."""
         if claim.publish is None or verdict is None:
             return {"published": False, "reasons": [NOT_ASKED]}
         if not verdict.passed:
             return {"published": False, "reasons": verdict.reasons}
-        try:
-            return {"published": True, "reasons": [], "version": self.publisher.publish(claim, bundle, heart)}
-        except (ServiceError, EngineError) as error:
-            log.warning("job=%s not published: %s", claim.job, error)
-            return {"published": False, "reasons": [str(error)]}
+        while True:
+            try:
+                version = self.publisher.publish(claim, claim.publish, bundle, verdict, rest)
+                return {"published": True, "reasons": [], "version": version}
+            except ServiceError as error:
+                if error.status == 503 and error.code != "memory_full":
+                    log.warning("job=%s the server cannot take it now: %s", claim.job, error)
+                    rest()
+                    continue
+                log.warning("job=%s not published: %s", claim.job, error)
+                return {"published": False, "reasons": [str(error)]}
 
     def _tidy(self, plan: Plan) -> None:
         """What retention does not want; that it cannot be removed does not undo the job."""
@@ -127,7 +136,7 @@ def _verdict(plan: Plan, bundle: Bundle) -> Verdict | None:
     if plan.gate is None:
         return None
     serving: Figures | None = None
-    if COMPARE in plan.stages:
+    if outcome(plan.folder, COMPARE) is not None:
         serving = read_figures(plan.printed(COMPARE))
     return judge(plan.gate, read_figures(plan.printed(EVALUATE)), serving, psnr_of(bundle))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from alembic.config import Config
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from ..errors import ServiceError
@@ -19,6 +21,8 @@ from ..errors import ServiceError
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30.0
 CONNECT_SECONDS = 5
+MIGRATING = threading.Lock()
+"""Alembic keeps what it works on in its modules."""
 DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
 
 
@@ -60,16 +64,18 @@ class Database:
                 self.migrate()
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
+        except PoolTimeout as error:
+            raise StoreGoneError("all connections are in use") from error
         except DBAPIError as error:
             if _is_gone(error):
                 raise StoreGoneError(_reason(error)) from error
             raise
 
     def migrate(self) -> None:
-        """Brings the tables to this version; two servers may do so at once."""
+        """Brings the tables to this version; two servers may do so at once, and threads after one another."""
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
-        with self.engine.begin() as connection:
+        with MIGRATING, self.engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
         self._migrated = True

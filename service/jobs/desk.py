@@ -51,6 +51,18 @@ class Ending:
     result: dict[str, Any] = field(default_factory=dict)
 
 
+class Left(Exception):
+    """The job is not done, and is to be left as it is."""
+
+
+class Over(Exception):
+    """The job has come to its end early."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.message)
+        self.ending = ending
+
+
 class Desk(Protocol):
     """What a runner asks of the store.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -71,7 +72,7 @@ class Planner:
             name=name,
             recipe=own,
             gate=gate,
-            serving=self.serving(options.publish.model) if options.publish else None,
+            serving=partial(self.serving, options.publish.model) if options.publish else _nothing,
             prompts=self.find_file(options.prompts) if options.prompts else prompts,
             yardsticks=yardsticks,
             precision=options.precision,
@@ -86,6 +87,10 @@ class Planner:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ServiceError(f"{where}: {first['msg']}", param=where) from error
+
+
+def _nothing() -> None:
+    """Is served under no name."""
 
 
 def student_name(job: JobRow, publish: Publish | None) -> str:

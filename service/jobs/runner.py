@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import ServiceError
 from .attend import read_json, write_json
 from .database import StoreGoneError
-from .desk import Claim, Desk, Ending
+from .desk import Claim, Desk, Ending, Left, Over
 from .heartbeat import Heartbeat
 from .local import Backend, Command, ask_to_stop, outcome
 from .stages import Plan
@@ -32,8 +32,9 @@ log = logging.getLogger(__name__)
 ATTENDED, SEEN, TRIES = "attended", "progress.json", "tries.json"
 INTERRUPTED = 130
 
-Conclude = Callable[[Claim, Heartbeat], Ending]
-"""What is done with a student when all commands have done their work; may be called again after a crash."""
+Conclude = Callable[[Claim, Callable[[], None]], Ending]
+"""What is done with a student when all commands have done their work; may be called again after a crash. The
+function that it gets waits a little, and raises when the job is to be left or has been cancelled."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Runner:
         self.stopping.set()
 
     def join(self) -> None:
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def run(self) -> None:
         while not self.stopping.is_set():
@@ -122,18 +124,6 @@ class Runner:
                 self.backend.kill(claim.plan.folder)
 
 
-class Left(Exception):
-    """The job is not done, and is to be left as it is."""
-
-
-class Over(Exception):
-    """The job has come to its end early."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending.message)
-        self.ending = ending
-
-
 class Attempt:
     """One job on one runner."""
 
@@ -163,7 +153,7 @@ class Attempt:
                 self.follower.progress.stage = stage
                 self._see_through(stage)
             self.follower.progress.stage = "publish"
-            return self.runner.conclude(self.claim, self.heart)
+            return self.runner.conclude(self.claim, self._rest)
         except Over as over:
             return over.ending
         except StoreGoneError as error:
@@ -208,6 +198,10 @@ class Attempt:
         leave = self.desk.paused if self.heart.wish == "pause" else self.desk.give_back
         self._insist(lambda: leave(self.claim))
         raise Left
+
+    def _rest(self) -> None:
+        self._heed_wishes()
+        time.sleep(self.limits.poll_seconds)
 
     def _count(self, stage: str, ended: Mapping[str, Any] | None) -> None:
         """Before each start of a command.

@@ -47,7 +47,7 @@ class Plan:
         name: Of the student, and of its bundle.
         recipe: Its keys; JSON is YAML.
         gate: What is measured; None: nothing is, for nothing will be served.
-        serving: The bundle that is served under that name now, if one is.
+        serving: Finds the bundle that is served when the student is to be compared with it, if one is.
         prompts: What published networks measure on; with `yardsticks`.
         precision: Of the bundle.
         device: None leaves it to the command.
@@ -58,7 +58,7 @@ class Plan:
     name: str
     recipe: Mapping[str, Any]
     gate: Gate | None = None
-    serving: Path | None = None
+    serving: Callable[[], Path | None] = lambda: None
     prompts: str | None = None
     yardsticks: Yardsticks = Yardsticks()
     precision: str = "fp32"
@@ -79,7 +79,7 @@ class Plan:
         if self.gate is not None:
             yield EVALUATE
         yield EXPORT
-        if self.gate is not None and self.serving is not None and self.gate.worse_by:
+        if self.gate is not None and self.gate.worse_by and self.serving() is not None:
             yield COMPARE
 
     def prepare(self) -> None:
@@ -93,7 +93,7 @@ class Plan:
             DISTILL: self._distill,
             EVALUATE: lambda: self._evaluate(self.student, "--card"),
             EXPORT: self._export,
-            COMPARE: lambda: self._evaluate(self.serving),
+            COMPARE: lambda: self._evaluate(self.serving()),
         }
         return (*self.fewstep, *map(str, makers[stage]()))
 

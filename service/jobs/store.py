@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, or_, select, text
 from sqlalchemy.orm import Session
 
 from ..errors import ServiceError
@@ -29,12 +29,13 @@ from .tables import (
     JobRow,
     Status,
     Wish,
+    is_id,
     new_id,
     now,
 )
 
-Announce = Callable[[JobRow], Mapping[str, Any]]
-"""A job that has ended -> the body of its webhook."""
+Announce = Callable[[JobRow, str], Mapping[str, Any]]
+"""A job that has ended, and the id of the message -> the body of its webhook."""
 
 
 class LeaseLostError(Exception):
@@ -86,6 +87,7 @@ class JobStore:
             ServiceError: 429, `limit` jobs wait already; 422, the key was used for another request.
         """
         with self.database.begin() as session:
+            _one_at_a_time(session)
             if known := _known(session, wanted):
                 return known
             waiting = session.scalar(
@@ -194,11 +196,30 @@ class JobStore:
             _found(session, job)
             return session.scalars(wanted.order_by(CheckpointRow.step.desc()).limit(limit)).all()
 
+    def checkpoint_row(self, job: str, id: str) -> CheckpointRow:
+        """
+        Raises:
+            ServiceError: 404.
+        """
+        with self.database.begin() as session:
+            _found(session, job)
+            row = session.get(CheckpointRow, id) if is_id(id) else None
+            if row is None or row.job != job:
+                message = f"The job has no checkpoint {id[:100]!r}."
+                raise ServiceError(message, status=404, code="not_found")
+            return row
+
     def counts(self) -> dict[str, int]:
         """Jobs by status."""
         with self.database.begin() as session:
             rows = session.execute(select(JobRow.status, func.count()).group_by(JobRow.status)).all()
         return {row[0]: row[1] for row in rows}
+
+    def running(self) -> dict[str, dict[str, Any]]:
+        """The jobs that run, by id, with what their runners last told of their progress."""
+        wanted = select(JobRow.id, JobRow.progress).where(JobRow.status == "running")
+        with self.database.begin() as session:
+            return {row[0]: row[1] for row in session.execute(wanted).all()}
 
     def using(self, file: str) -> list[str]:
         """Ids of the jobs that are not at their end and need the file."""
@@ -328,11 +349,11 @@ class JobStore:
         _say(session, job, message, "error" if status == "failed" else "info")
         url = job.options.get("webhook")
         if url and self._announce is not None:
-            body = json.dumps(self._announce(job))
-            delivery = DeliveryRow(
-                id=new_id("evt_"), job=job.id, created_at=now(), url=url, body=body, due=time.time()
+            message = new_id("evt_")
+            body = json.dumps(self._announce(job, message))
+            session.add(
+                DeliveryRow(id=message, job=job.id, created_at=now(), url=url, body=body, due=time.time())
             )
-            session.add(delivery)
 
 
 def _asked(wanted: NewJob) -> dict[str, Any]:
@@ -350,6 +371,12 @@ def _asked(wanted: NewJob) -> dict[str, Any]:
     }
 
 
+def _one_at_a_time(session: Session) -> None:
+    """Until the end of the transaction: numbers, the queue's bound and idempotency keys look at all jobs."""
+    if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer anyway
+        session.execute(text("SELECT pg_advisory_xact_lock(7306)"))
+
+
 def _known(session: Session, wanted: NewJob) -> JobRow | None:
     if wanted.idempotency_key is None:
         return None
@@ -361,7 +388,7 @@ def _known(session: Session, wanted: NewJob) -> JobRow | None:
 
 
 def _found(session: Session, job: str, param: str | None = None) -> JobRow:
-    row = session.get(JobRow, job, with_for_update=True)
+    row = session.get(JobRow, job, with_for_update=True) if is_id(job) else None
     if row is None:
         raise ServiceError(f"There is no job {job[:100]!r}.", status=404, param=param, code="not_found")
     return row

@@ -24,12 +24,22 @@ def new_id(kind: str) -> str:
     return f"{kind}{uuid4().hex[:24]}"
 
 
+def is_id(text: str) -> bool:
+    """Whether it can be asked for at all: PostgreSQL refuses text with NUL, and drivers what is no Unicode."""
+    return text.isascii() and text.isprintable()
+
+
 class Base(DeclarativeBase):
     type_annotation_map = {str: Text, dict[str, Any]: JSON, int: BigInteger, float: Double}  # noqa: RUF012
 
 
 class UploadRow(Base):
-    """A file that a client has sent; its bytes lie in the data folder under the digest."""
+    """A file that a client has sent; its bytes lie in the data folder under its id.
+
+    Attributes:
+        digest: SHA-256 of the bytes, as `sha256:...`.
+        client: Who sent it; empty where the server needs no keys.
+    """
 
     __tablename__ = "files"
 
@@ -39,6 +49,7 @@ class UploadRow(Base):
     purpose: Mapped[str]
     bytes: Mapped[int]
     digest: Mapped[str]
+    client: Mapped[str] = mapped_column(default="", server_default="")
 
 
 class JobRow(Base):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import socket
+from functools import partial
 from pathlib import Path
 
 from ..errors import ServiceError
@@ -13,7 +14,8 @@ from .artifacts import Artifacts
 from .conclude import Conclusion, Publisher, Retention
 from .desk import StoreDesk
 from .local import Backend, Local
-from .plans import Commander, Planner
+from .plans import Commander, FindFile, Planner
+from .publish import ModelServer, Publication, serving_bundle
 from .ray_jobs import RayJobs
 from .runner import Limits, Runner
 from .store import JobStore
@@ -58,12 +60,24 @@ class Workers:
         for runner in self.runners:
             runner.start()
 
-    def stop(self) -> None:
-        """Asks all jobs of this process to save their state, and waits until they have."""
+    def wind_down(self) -> None:
         for runner in self.runners:
             runner.stop()
+
+    def stop(self) -> None:
+        """Waits until all jobs of this process have saved their state and been given back."""
+        self.wind_down()
         for runner in self.runners:
             runner.join()
+
+
+def make_workers(settings: Settings, store: JobStore, find_file: FindFile, server: ModelServer) -> Workers:
+    """
+    Raises:
+        ServiceError: the settings name something that is not there.
+    """
+    planner = Planner(settings, find_file, partial(serving_bundle, server, settings.store))
+    return Workers(settings, store, planner, Publication(server))
 
 
 def make_backend(settings: Settings) -> Backend:

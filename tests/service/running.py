@@ -39,7 +39,11 @@ class Running:
 
 
 @contextmanager
-def run_server(settings: Settings, runtimes: Mapping[str, Runtime]) -> Iterator[Running]:
+def run_server(
+    settings: Settings, runtimes: Mapping[str, Runtime], workers: bool = False
+) -> Iterator[Running]:
+    """With `workers` it runs the jobs that it takes on."""
+    settings = settings.model_copy(update={"jobs_workers": workers})
     config = uvicorn.Config(
         create_app(settings, runtimes), port=0, log_config=None, timeout_graceful_shutdown=5
     )

@@ -81,7 +81,9 @@ class Client:
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder: Path = tmp_path_factory.mktemp("data")
-    wanted = Settings(data_dir=folder, log_level="error", max_wait_ms=0, max_body_bytes=20_000)
+    wanted = Settings(
+        data_dir=folder, log_level="error", max_wait_ms=0, max_body_bytes=20_000, jobs_workers=False
+    )
     running = Client(create_app(wanted, {"fake": FakeRuntime(make_bundle((1, 2, 4, 8)))}))
     yield running
     running.close()

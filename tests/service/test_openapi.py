@@ -13,17 +13,34 @@ from service.schemas import MAX_IMAGES, ImagesRequest
 
 from .running import Running
 
+JOB_PREFIXES = ("/v1/distillation", "/v1/fine_tuning")
+JOB_ROUTES = (
+    ("POST", ""),
+    ("GET", ""),
+    ("GET", "/{id}"),
+    *(("POST", f"/{{id}}/{change}") for change in ("cancel", "pause", "resume")),
+    ("GET", "/{id}/events"),
+    ("GET", "/{id}/checkpoints"),
+    ("GET", "/{id}/checkpoints/{checkpoint}/sample"),
+)
 PROMISED = {
     ("POST", "/v1/images/generations"),
     ("GET", "/v1/images/files/{name}"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{id}"),
+    ("POST", "/v1/files"),
+    ("GET", "/v1/files"),
+    ("GET", "/v1/files/{id}"),
+    ("DELETE", "/v1/files/{id}"),
+    ("GET", "/v1/files/{id}/content"),
+    *((method, f"{prefix}/jobs{path}") for prefix in JOB_PREFIXES for method, path in JOB_ROUTES),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
 }
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 ROUTE = "/v1/images/generations"
+JOBS = "/v1/distillation/jobs"
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +179,15 @@ ANSWERS = [
     ("get", "/v1/models/{id}", {"at": "/v1/models/fake"}),
     ("get", "/v1/models/{id}", {"at": "/v1/models/nobody"}),
     ("get", "/v1/images/files/{name}", {"at": "/v1/images/files/nothing.png"}),
+    ("post", JOBS, {"json": {"model": "shapes-sana", "training_file": "shapes:train"}}),
+    ("post", JOBS, {"json": {"model": "nobody", "training_file": "shapes:train"}}),
+    ("get", JOBS, {}),
+    ("get", JOBS + "/{id}", {"at": f"{JOBS}/nobody"}),
+    ("post", JOBS + "/{id}/cancel", {"at": f"{JOBS}/nobody/cancel"}),
+    ("post", "/v1/files", {"data": {"purpose": "batch"}, "files": {"file": b"{}"}}),
+    ("post", "/v1/files", {"data": {"purpose": "batch"}}),
+    ("get", "/v1/files", {}),
+    ("delete", "/v1/files/{id}", {"at": "/v1/files/nothing"}),
     ("get", "/health/live", {}),
     ("get", "/health/ready", {}),
 ]

@@ -30,7 +30,9 @@ def test_openapi_describes_errors_as_they_are(shared: Running) -> None:
     assert set(operation["responses"]) == {"200", "4XX", "5XX"}
     assert "HTTPValidationError" not in api["components"]["schemas"]
     assert api["components"]["schemas"]["ImagesRequest"]["additionalProperties"] is False
-    assert set(api["paths"]) == {
+    of_jobs = ("/v1/distillation/jobs", "/v1/fine_tuning/jobs", "/v1/files")
+    assert all(prefix in api["paths"] for prefix in of_jobs)
+    assert {path for path in api["paths"] if not path.startswith(of_jobs)} == {
         "/v1/images/generations",
         "/v1/images/files/{name}",
         "/v1/models",

@@ -27,6 +27,8 @@ FROZEN = {
     "fewstep_cancelled_images_total": {"model"},
     "fewstep_prediction_ratio": {"model"},
     "fewstep_engine_restarts_total": {"model"},
+    "fewstep_jobs": {"status"},
+    "fewstep_job_duration_seconds": set(),
     "fewstep_ready": set(),
     "fewstep_model_ready": {"model"},
     "fewstep_queue_limit_images": set(),
@@ -111,3 +113,27 @@ def test_a_server_that_is_not_ready_says_so_by_model() -> None:
     assert metrics.registry.get_sample_value("fewstep_ready") == 0
     assert metrics.registry.get_sample_value("fewstep_model_ready", {"model": "b"}) == 0
     assert metrics.registry.get_sample_value("fewstep_model_ready", {"model": "a"}) is None, "unloaded"
+
+
+def test_running_jobs_show_where_they_are_and_vanish_when_they_end() -> None:
+    metrics = Metrics()
+    told = {"percent": 25.0, "images_per_second": 8.0, "eta_seconds": None, "losses": {"fake": 0.5}}
+    metrics.running.show({"job-1": told, "job-2": {"percent": 50.0, "quality": {"accuracy_1": 0.75}}})
+
+    def shown() -> dict[tuple[str, str], float]:
+        return {
+            (sample.name, ",".join(sample.labels.values())): sample.value
+            for family in metrics.registry.collect()
+            for sample in family.samples
+            if sample.name.startswith("fewstep_job_") and "job" in sample.labels
+        }
+
+    assert shown() == {
+        ("fewstep_job_progress_ratio", "job-1"): 0.25,
+        ("fewstep_job_progress_ratio", "job-2"): 0.5,
+        ("fewstep_job_images_per_second", "job-1"): 8.0,
+        ("fewstep_job_loss", "job-1,fake"): 0.5,
+        ("fewstep_job_quality", "job-2,accuracy_1"): 0.75,
+    }
+    metrics.running.show({"job-2": {}})
+    assert shown() == {("fewstep_job_progress_ratio", "job-2"): 0.0}

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
+from pydantic import SecretStr
 
 from fewstep.cli import parser
 from service import pictures
@@ -163,6 +164,14 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "drain_seconds": ("1.5", 1.5),
     "provenance": ("false", False),
     "api_keys": ("/etc/keys", Path("/etc/keys")),
+    "database_url": ("postgresql://a:b@c/d", SecretStr("postgresql://a:b@c/d")),
+    "max_file_bytes": ("8192", 8192),
+    "jobs_queue_limit": ("7", 7),
+    "jobs_teachers": ("shapes-sana, /models/*", ("shapes-sana", "/models/*")),
+    "jobs_data": ("shapes, /pictures/*", ("shapes", "/pictures/*")),
+    "webhook_hosts": ("a.example, *.b.example", ("a.example", "*.b.example")),
+    "webhook_secret": ("whsec_x", SecretStr("whsec_x")),
+    "webhook_attempts": ("3", 3),
     "cors_origins": ("https://a.example, https://b.example", ("https://a.example", "https://b.example")),
     "jobs_workers": ("false", False),
     "jobs_backend": ("ray", "ray"),
@@ -179,6 +188,8 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "jobs_clip": ("a/clip", "a/clip"),
     "jobs_fid_features": ("a/network", "a/network"),
     "jobs_fid_statistics": ("/srv/coco.npz", "/srv/coco.npz"),
+    "jobs_server": ("http://10.0.0.2:8000", "http://10.0.0.2:8000"),
+    "jobs_server_key": ("secret", SecretStr("secret")),
     "artifacts_url": ("s3://bucket/jobs", "s3://bucket/jobs"),
     "log_format": ("json", "json"),
     "log_prompts": ("true", True),

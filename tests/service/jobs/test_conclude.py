@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -14,14 +15,12 @@ from service.errors import ServiceError
 from service.jobs.artifacts import Artifacts
 from service.jobs.conclude import NOT_ASKED, Conclusion, Retention, psnr_of
 from service.jobs.desk import Claim
-from service.jobs.gate import Gate, Publish
-from service.jobs.heartbeat import Heartbeat
+from service.jobs.gate import Gate, Publish, Verdict
 from service.jobs.stages import Plan
 from service.jobs.store import Lease
 
 SHIPPED = Path(__file__).parents[3] / "engines/shipped/shapes-sana-sid"
 ALL = Retention()
-HEART = cast(Heartbeat, None)
 
 
 class Shelf:
@@ -30,7 +29,9 @@ class Shelf:
     def __init__(self, refusal: str | None = None) -> None:
         self.refusal, self.published = refusal, list[str]()
 
-    def publish(self, claim: Claim, bundle: Bundle, heart: Heartbeat) -> dict[str, Any]:
+    def publish(
+        self, claim: Claim, publish: Publish, bundle: Bundle, verdict: Verdict, rest: Callable[[], None]
+    ) -> dict[str, Any]:
         if self.refusal:
             raise ServiceError(self.refusal)
         self.published.append(bundle.digest)
@@ -43,20 +44,21 @@ def rows(accuracy: float) -> str:
 
 def finished(tmp_path: Path, gate: Gate | None, job: str = "job-1", now: float | None = None) -> Claim:
     """A job whose commands are done; the model served now, if there is one, has the accuracy `now`."""
-    serving = None if now is None else SHIPPED
-    plan = Plan(tmp_path / job, "small", {}, gate, serving)
+    plan = Plan(tmp_path / job, "small", {}, gate, lambda: None if now is None else SHIPPED)
     (plan.student / "run/checkpoints/000010").mkdir(parents=True)
     (plan.student / "run/samples").mkdir()
     (plan.student / "run/samples/000010.png").write_bytes(b"png")
     (plan.student / "generator.json").write_text("{}")
     shutil.copytree(SHIPPED, plan.bundle)
     (plan.folder / "evaluate.out").write_text(rows(0.9))
-    (plan.folder / "compare.out").write_text(rows(now or 0.0))
+    if now is not None:
+        (plan.folder / "compare.out").write_text(rows(now))
+        (plan.folder / "compare.json").write_text('{"code": 0}')
     return Claim(Lease(job, 1), plan, Publish(model="small") if gate else None)
 
 
 def conclude(tmp_path: Path, claim: Claim, shelf: Shelf, retention: Retention = ALL) -> dict[str, Any]:
-    ending = Conclusion(Artifacts(str(tmp_path / "kept")), shelf, retention)(claim, HEART)
+    ending = Conclusion(Artifacts(str(tmp_path / "kept")), shelf, retention)(claim, lambda: None)
     assert ending.status == "succeeded"
     return ending.result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import pytest
 
 from service.jobs.desk import Claim, Ending
 from service.jobs.gate import Gate
-from service.jobs.heartbeat import Heartbeat
 from service.jobs.local import Command, Local, environment
 from service.jobs.runner import Limits, Runner
 from service.jobs.stages import Plan
@@ -56,7 +55,7 @@ def claim(plan: Plan) -> Claim:
     return Claim(Lease("job-1", 1), plan)
 
 
-def keep(claim: Claim, heart: Heartbeat) -> Ending:
+def keep(claim: Claim, rest: Callable[[], None]) -> Ending:
     return Ending("succeeded", "Done.", result={"student": str(claim.plan.student)})
 
 

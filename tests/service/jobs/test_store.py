@@ -258,6 +258,22 @@ def test_an_idempotency_key_makes_one_job(store: JobStore) -> None:
     assert store.counts() == {"queued": 1}
 
 
+def test_jobs_made_at_once_have_numbers_of_their_own_and_one_key_makes_one(store: JobStore) -> None:
+    made: list[str] = []
+
+    def make(key: str | None) -> None:
+        made.append(submit(store, idempotency_key=key, digest="d").id)
+
+    threads = [threading.Thread(target=make, args=(key,)) for key in (None, None, None, "k", "k", "k")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(made) == 6
+    assert len(set(made)) == 4
+    assert len({store.get(job).number for job in set(made)}) == 4
+
+
 def test_a_file_is_in_use_until_its_jobs_have_ended(store: JobStore) -> None:
     job = submit(store, training_file="file-1")
     assert store.using("file-1") == [job.id]
@@ -268,7 +284,7 @@ def test_a_file_is_in_use_until_its_jobs_have_ended(store: JobStore) -> None:
 def test_a_webhook_waits_from_the_moment_the_job_ends(database: Database) -> None:
     from service.jobs.tables import DeliveryRow
 
-    store = JobStore(database, announce=lambda job: {"id": job.id, "status": job.status})
+    store = JobStore(database, announce=lambda job, message: {"id": job.id, "status": job.status})
     job = submit(store, options={"webhook": "http://127.0.0.1:1/hook"})
     silent = submit(store)
     store.cancel(job.id)

@@ -10,13 +10,14 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from engines.bundle import Bundle
 from service.jobs.database import Database
 from service.jobs.desk import Claim
-from service.jobs.heartbeat import Heartbeat
+from service.jobs.gate import Publish, Verdict
 from service.jobs.plans import Planner
 from service.jobs.stages import FEWSTEP
 from service.jobs.store import JobStore
@@ -32,7 +33,9 @@ class Notes:
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def publish(self, claim: Claim, bundle: Bundle, heart: Heartbeat) -> dict[str, Any]:
+    def publish(
+        self, claim: Claim, publish: Publish, bundle: Bundle, verdict: Verdict, rest: Callable[[], None]
+    ) -> dict[str, Any]:
         with self.file.open("a") as notes:
             notes.write(f"{claim.job} {bundle.digest}\n")
         return {"digest": bundle.digest}

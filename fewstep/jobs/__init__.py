@@ -1,0 +1,1 @@
+"""Distillation jobs of a running server, from the command line."""
