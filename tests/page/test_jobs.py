@@ -73,6 +73,7 @@ def submit(page: Page, place: Place, **fields: str) -> None:
     for label, text in fields.items():
         page.get_by_label(label.replace("_", " ")).fill(text)
     page.get_by_role("button", name="Start").click()
+    expect(page.locator(".badge").first).to_have_text("queued")
 
 
 def test_a_job_from_the_form_to_its_end(visit: Open, place: Place) -> None:
