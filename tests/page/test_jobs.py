@@ -20,6 +20,8 @@ from tests.service.running import Running, run_server
 from .conftest import Open
 from .test_accessibility import problems, settle
 
+pytestmark = pytest.mark.slow
+
 LEASE = 600.0
 
 
