@@ -15,7 +15,7 @@ HEADER = """\
 # FEWSTEP_<NAME>_FILE=/run/secrets/<name> reads a value from a file instead.
 """
 COMPOSE = {
-    "COMPOSE_PROFILES": ("", "gpu, jobs and ray, comma-separated, when compose is called without up.sh"),
+    "COMPOSE_PROFILES": ("", "gpu, jobs, jobs-cpu, comma-separated, when compose is called without up.sh"),
     "BIND": (
         "127.0.0.1",
         "Address on this machine that ports are published on; put a TLS proxy before any other",
@@ -34,12 +34,21 @@ COMPOSE = {
     ),
     "API_GPU_CPUS": ("2", "Most cores of the server on the GPU"),
     "API_GPU_MEMORY": ("16g", "Most memory, aside from the GPU's, of the server on the GPU"),
+    "DATABASE_URL_FILE": (
+        "",
+        "/run/secrets/database_url keeps jobs in PostgreSQL, as up.sh jobs does; else in SQLite in volume data",
+    ),
+    "WORKER_CPUS": ("2", "Most cores of the worker"),
+    "WORKER_MEMORY": ("32g", "Most memory, aside from the GPU's, of the worker"),
+    "WORKER_CPU_MEMORY": ("8g", "Most memory of the worker that has no GPU"),
+    "POSTGRES_MEMORY": ("512m", "Most memory of PostgreSQL"),
     "PROMETHEUS_MEMORY": ("1g", "Most memory of Prometheus"),
     "GRAFANA_MEMORY": ("512m", "Most memory of Grafana"),
     "STOP_GRACE_PERIOD": (
         "45s",
         "How long a stopping server may take; more than FEWSTEP_DRAIN_SECONDS and 5 s",
     ),
+    "WORKER_STOP_GRACE_PERIOD": ("150s", "The same of the worker; more than FEWSTEP_JOBS_STOP_SECONDS"),
     "PROMETHEUS_RETENTION": ("30d", "How long metrics are kept"),
     "GPU_BACKEND": ("tensorrt", "FEWSTEP_BACKEND of the server on the GPU"),
     "GPU_MODELS": (
@@ -48,6 +57,11 @@ COMPOSE = {
     ),
     "API_IMAGE": ("fewstep/serve", "Image of the server on the CPU"),
     "API_GPU_IMAGE": ("fewstep/serve-gpu", "Image of the server on the GPU"),
+    "WORKER_IMAGE": ("fewstep/distill", "Image of the worker"),
+    "POSTGRES_IMAGE": (
+        "postgres:17",
+        "Image of PostgreSQL; deploy/postgres makes one from Debian's packages",
+    ),
     "PROMETHEUS_IMAGE": ("prom/prometheus:v2.53.3", "Image of Prometheus"),
     "GRAFANA_IMAGE": ("grafana/grafana:11.6.0", "Image of Grafana"),
     "PYTHON_IMAGE": ("python:3.11-slim", "Base of the images that are built; with @sha256:... it is pinned"),

@@ -17,4 +17,4 @@ keep() { # NAME VALUE
 
 keep grafana_admin_password "$(random)"
 keep postgres_password "$(random)"
-keep database_url "postgresql+psycopg://fewstep:$(cat "$folder/postgres_password")@postgres:5432/fewstep"
+keep database_url "postgresql://fewstep:$(cat "$folder/postgres_password")@postgres:5432/fewstep"

@@ -2,7 +2,7 @@
 # Brings the installation up for real and tries it: images, health, a picture, metrics, dashboards, a killed container,
 # what it says about bad settings. Takes everything down again; exit code 0 when every check passed.
 #   deploy/smoke.sh            the default profile
-#   deploy/smoke.sh jobs       also PostgreSQL, the worker and a tiny distillation job
+#   deploy/smoke.sh jobs-cpu   also PostgreSQL, a worker and a tiny distillation job; jobs: on an NVIDIA GPU
 # On an unusual engine:
 #   SMOKE_CONFIG   called with -f FILE --profile NAME...; prints the compose file to use. Default: docker compose ... config
 #   SMOKE_INSIDE   called with PROJECT COMMAND...; runs a command where the published ports are. Default: runs it here
@@ -14,7 +14,15 @@ cd "$(dirname "$0")/.."
 project=fewstep-smoke
 here=$(mktemp -d)
 export COMPOSE_PROJECT_NAME=$project
-profiles=() && for name in "$@"; do profiles+=(--profile "$name"); done
+profiles=() worker=
+for name in "$@"; do
+    profiles+=(--profile "$name")
+    case $name in
+    jobs) worker=worker ;;
+    jobs-cpu) worker="worker-cpu" ;;
+    esac
+done
+[ -z "$worker" ] || export DATABASE_URL_FILE=/run/secrets/database_url
 passed=0 failed=0
 
 say() { printf '%s %s\n' "$(date -u +%H:%M:%S)" "$*"; }
@@ -89,6 +97,22 @@ drained() {
     [ "$(docker inspect --format '{{.State.ExitCode}}' "$(container api)")" = 0 ]
 }
 
+jobs_api=http://127.0.0.1:8000/v1/distillation/jobs
+field() { grep -o "\"$1\": *\"[^\"]*\"" | head -1 | cut -d'"' -f4; }
+submit() {
+    printf '{"prompt": "a red circle on a white background"}\n{"prompt": "a blue star on a white background"}\n' >"$here/prompts.jsonl"
+    get http://127.0.0.1:8000/v1/files --form purpose=fine-tune --form "file=@$here/prompts.jsonl" | field id >"$here/file"
+    get $jobs_api --header 'Content-Type: application/json' --data '{"model": "shapes-sana", "training_file": "'"$(cat "$here/file")"'",
+        "method": {"type": "sid", "sid": {"iterations": '"${SMOKE_ITERATIONS:-40}"', "batch": 4}}, "suffix": "smoke"}' | field id >"$here/job"
+    [ -s "$here/job" ]
+}
+state() { get "$jobs_api/$(cat "$here/job")" | field status; }
+is_state() { [ "$(state)" = "$1" ]; }
+database_says_no_and_pictures_go_on() {
+    compose stop --timeout 10 postgres
+    ! get --max-time 60 $jobs_api && is_png && compose start postgres && until_true 60 healthy postgres && until_true 60 get $jobs_api
+}
+
 say "fewstep smoke test, $(date -u +%Y-%m-%d), profiles: default $*"
 say "docker $(docker version --format '{{.Server.Version}}'), compose $(docker compose version --short), $(nproc) cores"
 deploy/secrets.sh 2>/dev/null
@@ -124,6 +148,17 @@ say "        Prometheus and Grafana are stopped"
 compose stop --timeout 10 prometheus grafana >/dev/null 2>&1
 check "the server goes on without them" is_png
 check "they come back" up_and_healthy
+
+if [ -n "$worker" ]; then
+    check "a job is taken on" submit
+    check "the worker runs it" until_true 180 is_state running
+    check "Prometheus sees its progress" until_true 300 sees 'fewstep_job_progress_ratio > 0'
+    check "Prometheus counts it as running" until_true 60 sees 'max(fewstep_jobs{status="running"}) == 1'
+    check "Grafana has the dashboard of jobs" dashboard fewstep-jobs
+    check "it succeeds" until_true 600 is_state succeeded
+    check "without PostgreSQL jobs are refused, pictures are drawn, and jobs come back" database_says_no_and_pictures_go_on
+    check "the finished job is still known" is_state succeeded
+fi
 
 check "a misspelt setting ends the container" refuses 'FEWSTEP_QUEU_LIMIT is not a setting; did you mean FEWSTEP_QUEUE_LIMIT' -e FEWSTEP_QUEU_LIMIT=3
 check "a bad value ends it" refuses 'FEWSTEP_QUEUE_LIMIT' -e FEWSTEP_QUEUE_LIMIT=many

@@ -20,7 +20,8 @@ class Panel:
     Attributes:
         unit: In Grafana's terms: s, reqps, percentunit, short, bytes.
         queries: Legend -> PromQL; `{{label}}` in a legend is that label.
-        kind: Of Grafana's panels: timeseries, stat, heatmap.
+        kind: Of Grafana's panels: timeseries, stat.
+        least: Where the axis begins; None leaves it to the values.
     """
 
     title: str
@@ -28,6 +29,7 @@ class Panel:
     queries: dict[str, str]
     kind: str = "timeseries"
     description: str = ""
+    least: float | None = 0
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,41 @@ FLEET = Dashboard(
     ),
 )
 
-DASHBOARDS = (SERVING, FLEET)
+JOB = 'distillation_job=~"$distillation_job"'
+
+
+def of_job(metric: str, by: str = "") -> dict[str, str]:
+    """Legend -> query; every server tells the same, so that one of them is enough."""
+    labels = ", ".join(["distillation_job"] + ([by] if by else []))
+    legend = "{{distillation_job}}" + (f" {{{{{by}}}}}" if by else "")
+    return {legend: f"max by ({labels}) ({metric}{{{JOB}}})"}
+
+
+JOBS = Dashboard(
+    "fewstep-jobs",
+    "fewstep: jobs",
+    (
+        Panel("Running", "short", {"running": 'max(fewstep_jobs{status="running"})'}, "stat"),
+        Panel("Waiting", "short", {"queued": 'max(fewstep_jobs{status="queued"})'}, "stat"),
+        Panel("Failed", "short", {"failed": 'max(fewstep_jobs{status="failed"})'}, "stat"),
+        Panel("Progress", "percentunit", of_job("fewstep_job_progress_ratio")),
+        Panel("Images a second", "short", of_job("fewstep_job_images_per_second")),
+        Panel("Time left", "s", of_job("fewstep_job_remaining_seconds")),
+        Panel(
+            "Losses",
+            "short",
+            of_job("fewstep_job_loss", "loss"),
+            description="The loss of SiD swings around zero and says nothing about progress.",
+            least=None,
+        ),
+        Panel("Quality", "short", of_job("fewstep_job_quality", "measure")),
+        Panel("Jobs by status", "short", {"{{status}}": "max by (status) (fewstep_jobs)"}),
+        Panel("Time from start to end", "s", quantiles("fewstep_job_duration_seconds")),
+    ),
+    {"distillation_job": "fewstep_job_progress_ratio"},
+)
+
+DASHBOARDS = (SERVING, JOBS, FLEET)
 
 
 def as_json(dashboard: Dashboard) -> dict[str, Any]:
@@ -224,6 +260,7 @@ def _variable(name: str, metric: str) -> dict[str, Any]:
 
 def _panel(number: int, panel: Panel) -> dict[str, Any]:
     row, column = divmod(number, 24 // WIDTH)
+    least = {} if panel.least is None else {"min": panel.least}
     return {
         "id": number + 1,
         "type": panel.kind,
@@ -231,7 +268,7 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
         "description": panel.description,
         "datasource": SOURCE,
         "gridPos": {"x": column * WIDTH, "y": row * HEIGHT, "w": WIDTH, "h": HEIGHT},
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "fieldConfig": {"defaults": {"unit": panel.unit} | least, "overrides": []},
         "targets": [
             {"refId": chr(ord("A") + n), "datasource": SOURCE, "expr": query, "legendFormat": legend}
             for n, (legend, query) in enumerate(panel.queries.items())

@@ -25,6 +25,10 @@ EXAMPLE = (DEPLOY / ".env.example").read_text()
 each_service = pytest.mark.parametrize("name", sorted(SERVICES))
 
 
+def service_profiles(name: str) -> set[str]:
+    return set(SERVICES[name].get("profiles", []))
+
+
 def has_compose() -> bool:
     docker = shutil.which("docker")
     return (
@@ -48,7 +52,34 @@ def test_there_is_a_profile_for_each_purpose() -> None:
         "prometheus",
         "grafana",
     }
-    assert "gpu" in PROFILES
+    assert PROFILES == ["gpu", "jobs", "jobs-cpu"]
+
+
+def test_both_workers_are_the_same_but_for_the_gpu() -> None:
+    differ = {key for key in SERVICES["worker"] if SERVICES["worker"][key] != SERVICES["worker-cpu"].get(key)}
+    assert differ == {"profiles", "deploy"}
+    assert "reservations" not in SERVICES["worker-cpu"]["deploy"]["resources"]
+
+
+def test_postgresql_is_on_the_inner_network_alone() -> None:
+    assert SERVICES["postgres"]["networks"] == ["back"]
+    assert COMPOSE["networks"]["back"] == {"internal": True}
+    assert not SERVICES["postgres"].get("ports")
+
+
+def test_server_and_worker_use_one_database_and_one_folder() -> None:
+    for name in ("api", "worker", "worker-cpu"):
+        service = SERVICES[name]
+        assert service["environment"]["FEWSTEP_DATABASE_URL_FILE"] == "${DATABASE_URL_FILE:-}"
+        assert "data:/data" in service["volumes"]
+        assert "database_url" in service["secrets"]
+        assert service["networks"] == ["front", "back"]
+
+
+def test_a_worker_has_time_to_save_its_job() -> None:
+    grace = re.search(r"WORKER_STOP_GRACE_PERIOD:-(\d+)s", TEXT)
+    assert grace
+    assert int(grace[1]) > Settings.model_fields["jobs_stop_seconds"].default
 
 
 @each_service
@@ -56,6 +87,7 @@ def test_a_container_can_do_little(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
+    assert "cap_add" not in service or name == "postgres"
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert not service.get("privileged")
     assert "/var/run/docker.sock" not in str(service)
@@ -83,6 +115,10 @@ def test_ports_are_published_on_the_loopback_unless_told_otherwise(name: str) ->
 def test_whoever_waits_waits_for_health(name: str) -> None:
     for other, condition in SERVICES[name].get("depends_on", {}).items():
         assert condition["condition"] == "service_healthy"
+        # Who is always started cannot insist on who is not.
+        assert condition.get("required", True) != (
+            not service_profiles(name) and bool(service_profiles(other))
+        )
         assert "healthcheck" in SERVICES[other] or "build" in SERVICES[other], "the image brings its own"
 
 

@@ -69,7 +69,7 @@ PANEL = {
 VARIABLE = {
     "type": "object",
     "required": ["name", "type", "datasource", "query"],
-    "properties": {"name": {"type": "string", "pattern": "^[a-z]+$"}, "type": {"const": "query"}},
+    "properties": {"name": {"type": "string", "pattern": "^[a-z_]+$"}, "type": {"const": "query"}},
 }
 DASHBOARD = {
     "type": "object",
@@ -92,7 +92,7 @@ each_dashboard = pytest.mark.parametrize("name", sorted(DASHBOARDS))
 
 
 def test_there_is_one_for_each_subject() -> None:
-    assert {"fewstep-serving", "fewstep-fleet"} <= set(DASHBOARDS)
+    assert set(DASHBOARDS) == {"fewstep-serving", "fewstep-jobs", "fewstep-fleet"}
     assert {dashboard.uid for dashboard in SCRIPT.DASHBOARDS} == set(DASHBOARDS)
 
 
@@ -147,6 +147,14 @@ def test_serving_shows_each_subject() -> None:
     text = str(DASHBOARDS["fewstep-serving"])
     for subject in ("stage_duration", "batch_size", "queue_depth", "outcome", "steps", "cache_hits"):
         assert subject in text
+
+
+def test_jobs_shows_each_subject() -> None:
+    text = str(DASHBOARDS["fewstep-jobs"])
+    for subject in ("loss", "quality", "images_per_second", "progress_ratio", "remaining_seconds", "status"):
+        assert subject in text
+    (losses,) = [panel for panel in DASHBOARDS["fewstep-jobs"]["panels"] if panel["title"] == "Losses"]
+    assert "min" not in losses["fieldConfig"]["defaults"], "they go below zero"
 
 
 def test_the_source_is_the_prometheus_of_compose() -> None:

@@ -40,8 +40,11 @@ IMAGES = ("serve", "serve-gpu", "serve-ray", "distill")
 each_image = pytest.mark.parametrize("image", IMAGES)
 
 
-def test_hadolint_finds_nothing() -> None:
-    done = run(LINTERS / "hadolint", ROOT / "Dockerfile")
+@pytest.mark.parametrize(
+    "file", [ROOT / "Dockerfile", DEPLOY / "postgres" / "Dockerfile"], ids=lambda file: file.parent.name
+)
+def test_hadolint_finds_nothing(file: Path) -> None:
+    done = run(LINTERS / "hadolint", "--failure-threshold", "warning", file)
     assert done.returncode == 0, done.stdout
 
 

@@ -18,6 +18,13 @@ from .live import Live, prometheus
 
 pytestmark = needs_prometheus
 
+TOLD = {
+    "percent": 40,
+    "images_per_second": 3.5,
+    "eta_seconds": 60,
+    "losses": {"generator": -0.1},
+    "quality": {"accuracy": 0.9},
+}
 QUIET = {"ALERTS"}
 """Series that are there only when something is wrong."""
 
@@ -26,6 +33,8 @@ QUIET = {"ALERTS"}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     settings = Settings(data_dir=tmp_path_factory.mktemp("data"), log_level="error", result_cache_mb=1)
     with run_server(settings, {"fake": FakeRuntime()}) as running:
+        # As a runner tells it; none runs here.
+        running.server.config.app.state.service.jobs.store.running = lambda: {"ftjob-1": TOLD}  # type: ignore[union-attr]
         yield running
 
 
@@ -84,6 +93,13 @@ def test_a_panel_shows_something(live: Live, panel: str, query: str) -> None:
         live.ask(query)
     else:
         live.wait_for(query)
+
+
+def test_a_job_is_told_from_the_scrape_job(live: Live) -> None:
+    (told,) = live.wait_for("fewstep_job_progress_ratio")
+    assert told["metric"]["distillation_job"] == "ftjob-1"
+    assert told["metric"]["job"] == "fewstep"
+    assert told["value"][1] == "0.4"
 
 
 def test_all_rules_can_be_evaluated(live: Live) -> None:

@@ -46,10 +46,22 @@ def test_one_command_makes_secrets_builds_starts_and_waits(
     assert (checkout / "secrets" / "grafana_admin_password").exists()
 
 
+def test_jobs_are_kept_in_postgresql(checkout: Path, docker: Path, tmp_path: Path) -> None:
+    (docker / "docker").write_text(f'#!/bin/sh\necho "$DATABASE_URL_FILE $*" >> {tmp_path}/calls\n')
+    for profile, url in (
+        ("jobs", "/run/secrets/database_url"),
+        ("jobs-cpu", "/run/secrets/database_url"),
+        ("gpu", ""),
+    ):
+        assert run(checkout / "up.sh", profile, env=environment(docker)).returncode == 0
+        last = (tmp_path / "calls").read_text().splitlines()[-1]
+        assert last.startswith(f"{url} compose --profile {profile} up")
+
+
 def test_a_profile_that_is_none_is_refused_before_anything_is_done(checkout: Path, docker: Path) -> None:
     done = run(checkout / "up.sh", "gpus", env=environment(docker))
     assert done.returncode == 2
-    assert "'gpus' is not a profile; there are gpu, jobs and ray" in done.stderr
+    assert "'gpus' is not a profile; there are gpu, jobs and jobs-cpu" in done.stderr
     assert not (checkout / "secrets").exists()
 
 
@@ -85,9 +97,7 @@ def test_a_secret_of_ones_own_stays(tmp_path: Path) -> None:
     (tmp_path / "postgres_password").write_text("mine")
     run(DEPLOY / "secrets.sh", tmp_path)
     assert (tmp_path / "postgres_password").read_text() == "mine"
-    assert (
-        tmp_path / "database_url"
-    ).read_text() == "postgresql+psycopg://fewstep:mine@postgres:5432/fewstep"
+    assert (tmp_path / "database_url").read_text() == "postgresql://fewstep:mine@postgres:5432/fewstep"
 
 
 def test_other_people_of_the_machine_cannot_look_in(tmp_path: Path) -> None:

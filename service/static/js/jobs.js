@@ -1,8 +1,16 @@
-// Distillation jobs, where this server takes them.
+// Distillation jobs: the list of them, a form for a new one, and each with its curves.
 import { explain, json } from "./api.js";
 import { h, notice } from "./dom.js";
+import { JobForm } from "./jobform.js";
+import { JobView } from "./job.js";
+import { clock, duration } from "./numbers.js";
 
-const ROUTE = "/v1/distillation/jobs";
+export const ROUTE = "/v1/distillation/jobs";
+const EVERY_MS = 3_000;
+const KINDS = { queued: "", running: "accent", paused: "warn", succeeded: "good", failed: "bad", cancelled: "" };
+
+export const badge = job => h("span", { class: `badge ${KINDS[job.status]}` }, job.requested ? `${job.status}, to ${job.requested}` : job.status);
+export const nameOf = job => job.suffix ?? job.fine_tuned_model ?? `${job.model}-sid`;
 
 export async function create() {
   return new Jobs();
@@ -10,19 +18,68 @@ export async function create() {
 
 class Jobs {
   constructor() {
-    this.body = h("div", { class: "stack" });
-    this.root = h("div", { class: "page" },
-      h("header", {}, h("h1", {}, "Jobs"), h("p", {}, "Distillations: a teacher in, a student in few steps out.")), this.body);
+    this.root = h("div", { class: "page" });
   }
 
-  async show() {
-    try {
-      const { data } = await json(ROUTE);
-      this.body.replaceChildren(h("p", { class: "quiet" }, `${data.length} jobs`));
-    } catch (error) {
-      this.body.replaceChildren(error.status === 404
-        ? h("p", { class: "empty sheet" }, "Not available on this server: it takes no jobs. Distil on the command line, with ", h("code", {}, "fewstep distill RECIPE"), ".")
-        : notice("bad", ...explain(error)));
-    }
+  // The place after `#/jobs/`: nothing for the list, `new`, or a job's id.
+  show([place] = []) {
+    this.hide();
+    if (place === "new") return this.#form();
+    if (place) return this.#job(place);
+    return this.#list();
   }
+
+  hide() {
+    clearInterval(this.timer);
+    this.view?.close();
+    this.view = null;
+  }
+
+  #form() {
+    this.root.replaceChildren(head("New job", "A teacher in, a student in few steps out."), new JobForm(job => { location.hash = `#/jobs/${job.id}`; }).root);
+  }
+
+  #job(id) {
+    this.view = new JobView(id);
+    this.root.replaceChildren(this.view.root);
+  }
+
+  async #list() {
+    const body = h("div", { class: "stack" });
+    this.root.replaceChildren(head("Jobs", "Distillations: a teacher in, a student in few steps out.", h("a", { class: "button push", href: "#/jobs/new", hidden: true }, "New job")), body);
+    const look = async () => {
+      if (document.hidden) return;
+      try {
+        const { data } = await json(`${ROUTE}?limit=50`);
+        this.root.querySelector("a.button")?.removeAttribute("hidden");
+        body.replaceChildren(data.length ? h("ul", { class: "job-list" }, data.map(entry)) : h("p", { class: "empty sheet" }, "No job yet. A first one, on the shapes world, takes minutes."));
+      } catch (error) {
+        if (error.status === 404) clearInterval(this.timer);
+        body.replaceChildren(error.status === 404 ? absent() : notice("bad", ...explain(error)));
+      }
+    };
+    this.timer = setInterval(look, EVERY_MS);
+    await look();
+  }
+}
+
+function head(title, text, ...more) {
+  return h("header", {}, h("h1", {}, title), h("p", {}, text), ...more);
+}
+
+function absent() {
+  return h("p", { class: "empty sheet" }, "Not available on this server: it takes no jobs. Distil on the command line, with ", h("code", {}, "fewstep distill RECIPE"), ".");
+}
+
+function entry(job) {
+  const { percent = 0, eta_seconds: left, stage } = job.progress ?? {};
+  const how = job.status === "running" ? [stage, left ? `${duration(left)} left` : null].filter(Boolean).join(", ") : clock(job.finished_at ?? job.created_at);
+  return h("li", {}, h("a", { class: "job-entry sheet", href: `#/jobs/${encodeURIComponent(job.id)}` },
+    h("span", { class: "row" }, h("strong", {}, nameOf(job)), badge(job), h("span", { class: "quiet small" }, `from ${job.model}`), h("span", { class: "quiet small number push" }, how)),
+    progressBar(percent, job.status)));
+}
+
+export function progressBar(percent, status) {
+  const shown = status === "succeeded" ? 100 : percent;
+  return h("span", { class: "progress", role: "progressbar", "aria-label": "Progress", "aria-valuenow": Math.round(shown), "aria-valuemin": 0, "aria-valuemax": 100 }, h("i", { style: { width: `${shown}%` } }));
 }

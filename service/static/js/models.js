@@ -2,6 +2,7 @@
 import { explain, json } from "./api.js";
 import { digest, facts, h, notice } from "./dom.js";
 import { bytes, clock, compact, percent } from "./numbers.js";
+import { versions } from "./versions.js";
 
 export async function create() {
   return new Models();
@@ -17,14 +18,14 @@ class Models {
   async show() {
     try {
       const { data } = await json("/v1/models");
-      this.list.replaceChildren(...data.map((model, index) => card(model, index === 0)));
+      this.list.replaceChildren(...data.map((model, index) => card(model, index === 0, () => this.show())));
     } catch (error) {
       this.list.replaceChildren(notice("bad", ...explain(error)));
     }
   }
 }
 
-function card(model, first) {
+function card(model, first, changed) {
   const files = Object.entries(model.digests.files);
   return h("article", { class: "sheet model", "aria-label": model.id },
     h("header", { class: "row" }, h("h2", {}, model.id), h("span", { class: "badge accent" }, model.backend), h("span", { class: "badge" }, model.precision),
@@ -36,7 +37,8 @@ function card(model, first) {
       ]), h("details", {}, h("summary", {}, `${files.length} files`), h("div", { class: "scroll" },
         h("table", {}, h("tbody", {}, files.map(([name, sum]) => h("tr", {}, h("td", {}, name), h("td", {}, digest(sum))))))))),
       h("section", {}, h("h3", {}, "Certificate of parity"), certificate(model.parity))),
-    h("section", {}, h("h3", {}, "Quality"), quality(model.quality)));
+    h("section", {}, h("h3", {}, "Quality"), quality(model.quality)),
+    versions(model.id, changed));
 }
 
 // Of each part the worst of all batch sizes, beside what the export would still have let pass.

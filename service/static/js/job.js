@@ -1,0 +1,188 @@
+// One job: how far it is, its curves, its grids through time, what it said, and what came of it.
+import { call, events, explain, json } from "./api.js";
+import { chart } from "./chart.js";
+import { digest, facts, h, notice } from "./dom.js";
+import { badge, nameOf, progressBar, ROUTE } from "./jobs.js";
+import { clock, compact, duration, percent } from "./numbers.js";
+import { versions } from "./versions.js";
+
+const COLOURS = ["var(--accent)", "var(--stage-encode)", "var(--stage-decode)", "var(--stage-file)"];
+const LOG_LINES = 300, AGAIN_MS = 2_000;
+const QUALITY = ["accuracy", "frechet_distance", "clip_score", "clip_cosine", "fid"];
+
+export class JobView {
+  constructor(id) {
+    Object.assign(this, { path: `${ROUTE}/${encodeURIComponent(id)}`, control: new AbortController(), points: new Map(), lines: [], grids: [], last: "" });
+    for (const part of ["head", "messages", "progress", "curves", "end"]) this[part] = h("div", { class: part === "curves" ? "halves" : "stack" });
+    this.log = h("ol", { class: "log mono", tabindex: 0, "aria-label": "Log" });
+    this.grid = new Grids();
+    this.root = h("div", { class: "page" }, this.head, this.messages, this.progress, this.end, this.curves, this.grid.root,
+      h("section", { class: "sheet" }, h("h2", {}, "Log"), this.log));
+    this.#curves();
+    this.#follow();
+  }
+
+  close() {
+    this.control.abort();
+    this.grid.close();
+  }
+
+  // The stream is taken up again where it ended, until the job has ended.
+  async #follow() {
+    const { signal } = this.control;
+    while (!signal.aborted) {
+      try {
+        this.#job(await json(this.path, { signal }));
+        await this.#checkpoints();
+        const after = this.last ? `&after=${encodeURIComponent(this.last)}` : "";
+        for await (const event of events(await call(`${this.path}/events?stream=true${after}`, { signal }))) await this.#take(event);
+        this.messages.replaceChildren();
+        if (["succeeded", "failed", "cancelled"].includes(this.job.status)) return this.#job(await json(this.path, { signal }));
+      } catch (error) {
+        if (error.name === "AbortError") return;
+        this.messages.replaceChildren(notice("bad", ...explain(error)));
+        if (error.status === 404) return;
+      }
+      await new Promise(resolve => setTimeout(resolve, AGAIN_MS));
+    }
+  }
+
+  async #take(event) {
+    if (event.object === "fine_tuning.job") return this.#job(event);
+    this.last = event.id;
+    this.lines = [...this.lines, event].slice(-LOG_LINES);
+    const atEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 40;
+    this.log.append(h("li", { class: event.level === "error" ? "bad" : event.level === "warn" ? "warn" : "" }, h("time", { class: "quiet" }, clock(event.created_at)), " ", event.message));
+    while (this.log.childElementCount > LOG_LINES) this.log.firstElementChild.remove();
+    if (atEnd) this.log.scrollTop = this.log.scrollHeight;
+    if (event.type === "metrics") this.#measure(event.data.iteration ?? event.data.step, event.data);
+  }
+
+  #job(job) {
+    const moved = this.job && job.progress.sample !== this.job.progress.sample;
+    this.job = job;
+    const { iteration, losses = {} } = job.progress;
+    if (iteration !== undefined) this.#measure(iteration, losses);
+    if (moved) this.#checkpoints();
+    this.#draw();
+  }
+
+  // Figures of one iteration, by name; events name losses with their prefix or inside `losses`.
+  #measure(step, data) {
+    if (!Number.isInteger(step)) return;
+    const flat = { ...data, ...data.losses };
+    const known = Object.entries(flat).filter(([name, value]) => Number.isFinite(value) && (QUALITY.includes(name) || ["generator", "fake"].includes(name.replace("loss_", ""))));
+    this.points.set(step, { ...this.points.get(step), ...Object.fromEntries(known.map(([name, value]) => [name.replace("loss_", ""), value])) });
+    this.#curves();
+  }
+
+  async #checkpoints() {
+    const { data } = await json(`${this.path}/checkpoints?limit=100`, { signal: this.control.signal });
+    for (const { step_number: step, metrics } of data) this.#measure(step, metrics);
+    this.grid.set(data.filter(each => each.sample_url).reverse());
+  }
+
+  #draw() {
+    const { job } = this, { progress } = job;
+    this.head.replaceChildren(h("header", { class: "row" }, h("h1", {}, nameOf(job)), badge(job), h("span", { class: "row push" }, this.#actions())),
+      h("p", { class: "quiet small" }, `${job.id}, from ${job.model} on ${job.training_file}. `, h("a", { href: "#/jobs" }, "All jobs")));
+    this.progress.replaceChildren(h("section", { class: "sheet stack" }, progressBar(progress.percent ?? 0, job.status), facts([
+      ["Stage", job.status === "running" ? progress.stage : ""], ["Iteration", progress.iterations ? `${progress.iteration} of ${progress.iterations}` : ""],
+      ["Images", progress.images ? compact(progress.images) : ""], ["Rate", progress.images_per_second ? `${compact(progress.images_per_second)} images a second` : ""],
+      ["Left", job.status === "running" && progress.eta_seconds ? duration(progress.eta_seconds) : ""],
+    ])));
+    this.end.replaceChildren(...ending(job));
+  }
+
+  #actions() {
+    const { status, requested } = this.job, verbs = { queued: ["pause", "cancel"], running: ["pause", "cancel"], paused: ["resume", "cancel"] }[status] ?? [];
+    return verbs.map(verb => h("button", { type: "button", class: verb === "cancel" ? "danger" : "", disabled: requested === verb, onclick: () => this.#act(verb) }, verb[0].toUpperCase() + verb.slice(1)));
+  }
+
+  async #act(verb) {
+    try {
+      this.#job(await json(`${this.path}/${verb}`, { method: "POST" }));
+    } catch (error) {
+      this.messages.replaceChildren(notice("bad", ...explain(error)));
+    }
+  }
+
+  #curves() {
+    const steps = [...this.points].sort(([one], [other]) => one - other);
+    const line = (name, colour) => ({ name, colour, points: steps.filter(([, each]) => name in each).map(([step, each]) => [step, each[name]]) });
+    const measures = QUALITY.filter(name => steps.some(([, each]) => name in each));
+    this.curves.replaceChildren(
+      sheet(chart({ title: "Losses", lines: [line("generator", COLOURS[0]), line("fake", COLOURS[1])], zero: false, empty: "No iteration yet" })),
+      ...(measures.length ? measures : ["quality"]).map((name, index) => sheet(chart({ title: name.replaceAll("_", " "), lines: [line(name, COLOURS[(index + 2) % 4])], ys: name === "accuracy" ? value => percent(value, 0) : compact, empty: "Not measured yet" }))));
+  }
+}
+
+const sheet = content => h("div", { class: "sheet" }, content);
+
+function ending(job) {
+  if (job.error) return [notice("bad", "It failed", job.error.message)];
+  if (job.status !== "succeeded") return [];
+  const { verdict, published, reasons = [], bundle } = job.result;
+  const parts = [notice(published ? "good" : "warn", published ? `Served as ${job.publish.model}` : "Not served", reasons.join("; "))];
+  if (verdict) parts.push(h("section", { class: "sheet" }, h("h2", {}, verdict.passed ? "The gate holds" : "The gate does not hold"), checks(verdict.checks ?? [])));
+  if (bundle) parts.push(h("section", { class: "sheet" }, h("h2", {}, "Kept"), facts([["Bundle", digest(bundle.bundle_digest)], ["At", bundle.url]]), job.publish ? null : publisher(job)));
+  if (job.publish) parts.push(h("section", { class: "sheet" }, versions(job.publish.model, () => {})));
+  return parts;
+}
+
+function checks(list) {
+  return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["Measure", "Steps", "Value", "Bound", "Holds"].map(name => h("th", { scope: "col" }, name)))),
+    h("tbody", {}, list.map(each => h("tr", {}, h("th", { scope: "row" }, each.measure.replaceAll("_", " ")), h("td", {}, each.steps ?? "–"), h("td", {}, compact(each.value)), h("td", {}, compact(each.bound)),
+      h("td", {}, h("span", { class: `badge ${each.holds ? "good" : "bad"}` }, each.holds ? "yes" : "no")))))));
+}
+
+// A student that was not to be served can be, under a name that is given now.
+function publisher(job) {
+  const name = h("input", { required: true, pattern: "[A-Za-z0-9][A-Za-z0-9_.\\-]{0,63}", "aria-label": "Name to serve it as", placeholder: "name" }), said = h("div");
+  return h("form", { class: "row", onsubmit: async event => {
+    event.preventDefault();
+    try {
+      const version = await json(`/v1/models/${encodeURIComponent(name.value)}/versions`, { method: "POST", body: { bundle: job.result.bundle.bundle_digest, reason: `job ${job.id}` } });
+      said.replaceChildren(notice("good", `Served as ${version.id}`, ""));
+    } catch (error) {
+      said.replaceChildren(notice("bad", ...explain(error)));
+    }
+  } }, name, h("button", { type: "submit" }, "Publish"), said);
+}
+
+// What the student drew at each checkpoint, as a slider through time.
+class Grids {
+  constructor() {
+    this.image = h("img", { alt: "", class: "pixels" });
+    this.slider = h("input", { type: "range", min: 0, max: 0, step: 1, value: 0, "aria-label": "Checkpoint", oninput: () => this.#show() });
+    this.label = h("output", { class: "number quiet small" });
+    this.root = h("section", { class: "sheet grids", hidden: true, "aria-label": "Samples" }, h("div", { class: "row" }, h("h2", {}, "Samples"), h("span", { class: "push" }), this.label), this.image, this.slider);
+    this.list = [];
+  }
+
+  set(list) {
+    const followed = Number(this.slider.value) >= this.list.length - 1;
+    this.list = list;
+    this.root.hidden = !list.length;
+    this.slider.max = Math.max(0, list.length - 1);
+    if (followed) this.slider.value = list.length - 1;
+    if (list.length) this.#show();
+  }
+
+  async #show() {
+    const checkpoint = this.list[Number(this.slider.value)];
+    this.label.textContent = `iteration ${checkpoint.step_number}`;
+    if (this.shown === checkpoint.id) return;
+    this.shown = checkpoint.id;
+    const blob = await (await call(checkpoint.sample_url)).blob().catch(() => null);
+    if (!blob || this.shown !== checkpoint.id) return;
+    this.close();
+    this.url = URL.createObjectURL(blob);
+    this.image.src = this.url;
+    this.image.alt = `What the student drew at iteration ${checkpoint.step_number}`;
+  }
+
+  close() {
+    URL.revokeObjectURL(this.url);
+  }
+}

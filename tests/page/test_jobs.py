@@ -1,0 +1,200 @@
+"""A job on the page, from the form to its end; the test does at the job store what a runner does."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from service.settings import Settings
+from tests.e2e.conftest import Server
+from tests.service.fake_runtime import FakeRuntime
+from tests.service.running import Running, run_server
+
+from .conftest import Open
+from .test_accessibility import problems, settle
+
+pytestmark = pytest.mark.slow
+
+LEASE = 600.0
+
+
+@dataclass
+class Place:
+    """A server whose jobs nobody but the test works on."""
+
+    running: Running
+
+    @property
+    def jobs(self) -> Any:
+        return self.running.server.config.app.state.service.jobs  # type: ignore[union-attr]
+
+    def claim(self) -> Any:
+        return self.jobs.store.claim("the test", LEASE)[1]
+
+    def progress(self, lease: Any, iteration: int, **more: Any) -> str:
+        """What a runner tells at a heartbeat; returns what is wished of it."""
+        told = {
+            "stage": "distill",
+            "percent": iteration,
+            "iteration": iteration,
+            "iterations": 100,
+            "images": 48 * iteration,
+            "images_per_second": 12.5,
+            "eta_seconds": 100.0 - iteration,
+            "losses": {"generator": 1.0 / iteration, "fake": 0.5},
+            **more,
+        }
+        return str(self.jobs.store.heartbeat(lease, LEASE, told))
+
+    def checkpoint(self, lease: Any, step: int, colour: str) -> None:
+        folder = Path(self.jobs.folder) / lease.job
+        folder.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        Image.new("RGB", (8, 8), colour).save(content, "PNG")
+        (folder / f"{step}.png").write_bytes(content.getvalue())
+        self.jobs.store.checkpoint(lease, step, {"generator": 0.5, "accuracy": step / 100}, f"{step}.png")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    settings = Settings(data_dir=tmp_path, log_level="warning", jobs_workers=False)
+    with run_server(settings, {"fake": FakeRuntime()}) as running:
+        yield Place(running)
+
+
+def submit(page: Page, place: Place, **fields: str) -> None:
+    page.goto(f"{place.running.url}/#/jobs")
+    page.get_by_role("link", name="New job").click()
+    for label, text in fields.items():
+        page.get_by_label(label.replace("_", " ")).fill(text)
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator(".badge").first).to_have_text("queued")
+
+
+def test_a_job_from_the_form_to_its_end(visit: Open, place: Place) -> None:
+    page = visit("about:blank")
+    submit(page, place, Name_of_the_student="mine", Iterations="100", Learning_rate="0.001", Seed="7")
+    expect(page.get_by_role("heading", name="mine")).to_be_visible()
+    expect(page.locator(".badge").first).to_have_text("queued")
+    [job] = place.running.client.get("/v1/distillation/jobs").json()["data"]
+    assert (job["model"], job["training_file"], job["seed"], job["suffix"]) == (
+        "shapes-sana",
+        "shapes:train",
+        7,
+        "mine",
+    )
+    assert job["method"]["sid"]["iterations"] == 100
+    assert job["method"]["sid"]["optimizer"]["lr_generator"] == 0.001
+    assert job["gate"]["at_least"] == {"accuracy": 0.9}
+
+    lease = place.claim()
+    for iteration in (10, 20, 30):
+        place.progress(lease, iteration)
+    place.checkpoint(lease, 20, "red")
+    place.checkpoint(lease, 30, "blue")
+    place.progress(lease, 31, sample="samples/30.png")
+    figures = {"iteration": 31, "accuracy": 0.8}
+    place.jobs.store.say(lease, "quality at iteration 31", kind="metrics", data=figures)
+    expect(page.get_by_text("31 of 100")).to_be_visible()
+    expect(page.get_by_role("img", name="Losses; latest: generator")).to_be_visible()
+    expect(page.get_by_role("img", name="accuracy; latest: accuracy 80 %")).to_be_visible()
+    place.jobs.store.say(lease, "something to know", level="warn")
+    expect(page.locator(".log .warn")).to_contain_text("something to know")
+
+    slider = page.get_by_label("Checkpoint")
+    expect(page.get_by_role("img", name="What the student drew at iteration 30")).to_be_visible()
+    slider.press("ArrowLeft")
+    expect(page.get_by_role("img", name="What the student drew at iteration 20")).to_be_visible()
+    settle(page)
+    assert problems(page) == []
+
+    check = {"measure": "accuracy", "steps": 4, "value": 0.8, "bound": 0.9, "holds": False}
+    verdict = {"passed": False, "checks": [check]}
+    bundle = {"url": "file:///bundle", "digest": "sha256:" + "2" * 64, "bundle_digest": "sha256:" + "3" * 64}
+    result = {"verdict": verdict, "published": False, "reasons": ["accuracy is 0.8"], "bundle": bundle}
+    place.jobs.store.finish(lease, "succeeded", "The student is not published.", result=result)
+    expect(page.locator(".badge").first).to_have_text("succeeded")
+    expect(page.get_by_text("The gate does not hold")).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text="accuracy")).to_contain_text("no")
+    expect(page.get_by_role("button", name="Publish")).to_be_visible()
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+    page.goto(f"{place.running.url}/#/jobs")
+    expect(page.get_by_role("link", name="mine")).to_contain_text("succeeded")
+
+
+def test_pause_resume_and_cancel(visit: Open, place: Place) -> None:
+    page = visit("about:blank")
+    submit(page, place, Name_of_the_student="stopped")
+    lease = place.claim()
+    place.progress(lease, 5)
+    expect(page.locator(".badge").first).to_have_text("running")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator(".badge").first).to_have_text("running, to pause")
+    assert place.progress(lease, 6) == "pause"
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator(".badge").first).to_have_text("running, to cancel")
+    assert place.progress(lease, 7) == "cancel"
+    place.jobs.store.finish(lease, "cancelled", "The job was cancelled.")
+    expect(page.locator(".badge").first).to_have_text("cancelled")
+
+
+def test_a_waiting_job_is_paused_and_resumed_at_once(visit: Open, place: Place) -> None:
+    page = visit("about:blank")
+    submit(page, place, Name_of_the_student="later")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator(".badge").first).to_have_text("paused")
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator(".badge").first).to_have_text("queued")
+
+
+def test_prompts_of_ones_own(visit: Open, place: Place) -> None:
+    page = visit(f"{place.running.url}/#/jobs/new")
+    page.locator("select[name=training_file]").select_option("file")
+    prompts = b'{"prompt": "a red circle"}\n{"prompt": "a blue star"}\n'
+    page.locator("input[type=file]").set_input_files(
+        {"name": "mine.jsonl", "mimeType": "application/jsonl", "buffer": prompts}
+    )
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator(".badge").first).to_have_text("queued")
+    [job] = place.running.client.get("/v1/distillation/jobs").json()["data"]
+    assert place.running.client.get(f"/v1/files/{job['training_file']}/content").content == prompts
+
+
+def test_what_the_server_does_not_take_is_said_and_kept(visit: Open, place: Place) -> None:
+    page = visit(f"{place.running.url}/#/jobs/new")
+    page.get_by_label("Teacher").fill("nobody/knows")
+    page.get_by_label("Teacher").blur()  # as when somebody goes on to the next field
+    page.locator("select[name=training_file]").select_option("shapes:train")
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_role("alert")).to_contain_text("There is no teacher 'nobody/knows' here")
+    assert page.get_by_label("Teacher").input_value() == "nobody/knows"
+
+
+def test_a_failure_is_shown_with_its_reason(visit: Open, place: Place) -> None:
+    page = visit("about:blank")
+    submit(page, place, Name_of_the_student="unlucky")
+    error = {"code": "job_failed", "message": "the disk is full", "param": None}
+    place.jobs.store.finish(place.claim(), "failed", "the disk is full", error=error)
+    expect(page.get_by_role("alert")).to_contain_text("the disk is full")
+
+
+def test_a_job_that_is_not_there(visit: Open, place: Place) -> None:
+    page = visit(f"{place.running.url}/#/jobs/ftjob-nothing")
+    expect(page.get_by_role("alert")).to_be_visible()
+
+
+def test_a_server_without_jobs_says_so(visit: Open, server: Server) -> None:
+    page = visit("about:blank")
+    refusal = {
+        "error": {"message": "There is nothing here.", "type": "x", "param": None, "code": "not_found"}
+    }
+    page.route("**/v1/distillation/jobs?**", lambda route: route.fulfill(status=404, json=refusal))
+    page.goto(f"{server.url}/#/jobs")
+    expect(page.get_by_text("Not available on this server")).to_be_visible()
