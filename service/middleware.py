@@ -175,12 +175,9 @@ def _head_as_get(scope: Scope) -> Scope:
 
 async def _whole_body(scope: Scope, receive: Receive, limit: int) -> Receive:
     """Reads the body, at most `limit` bytes of it, and returns a `receive` that yields it again."""
-    try:
-        _check_declared(scope, limit)
-    except ServiceError:
-        if int(Headers(scope=scope)["content-length"]) <= DISCARDED_BYTES:
-            await _discard(receive)
-        raise
+    if limit < _declared(scope) <= DISCARDED_BYTES:
+        await _discard(receive)
+    _check_declared(scope, limit)
     body = bytearray()
     more = True
     while more:
@@ -199,22 +196,27 @@ async def _whole_body(scope: Scope, receive: Receive, limit: int) -> Receive:
     return receive_again
 
 
+async def _discard(receive: Receive) -> None:
+    """Takes in the rest of a body: a connection that is closed on a client that still writes is reset, and
+    what was answered is lost with it."""
+    while (message := await receive())["type"] != "http.disconnect" and message.get("more_body", False):
+        pass
+
+
 def _too_slow(seconds: float) -> ServiceError:
     message = f"The body did not arrive within {seconds:g} s."
     return ServiceError(message, status=408, code="body_timeout", headers={"Connection": "close"})
 
 
 def _check_declared(scope: Scope, limit: int) -> None:
-    declared = Headers(scope=scope).get("content-length", "0")
-    if declared.isdigit() and int(declared) > limit:
+    if _declared(scope) > limit:
         raise _too_large(limit)
 
 
-async def _discard(receive: Receive) -> None:
-    """Takes in the rest of a body: a connection that is closed on a client that still writes is reset, and
-    what was answered is lost with it."""
-    while (message := await receive())["type"] != "http.disconnect" and message.get("more_body", False):
-        pass
+def _declared(scope: Scope) -> int:
+    """Bytes of the body, as its sender says; 0 if it does not."""
+    declared = Headers(scope=scope).get("content-length", "")
+    return int(declared) if declared.isdigit() else 0
 
 
 def _too_large(limit: int) -> ServiceError:

@@ -13,6 +13,8 @@ from tests.e2e.conftest import Server
 from .acting import draw, fill
 from .conftest import Open
 
+pytestmark = pytest.mark.slow
+
 VIEWS = {"": ".composer", "jobs": ".page", "models": ".model", "health": ".tile"}
 
 

@@ -19,6 +19,8 @@ from tests.service.running import run_server, wait_until
 from .acting import PROMPT, content, draw, fill, from_api
 from .conftest import Open
 
+pytestmark = pytest.mark.slow
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -116,7 +118,6 @@ def test_a_key_that_has_used_up_its_share(visit: Open, tmp_path: Path) -> None:
         expect(page.locator(".frame.missing")).to_have_count(2)
 
 
-@pytest.mark.slow
 def test_a_server_that_goes_and_comes_back(visit: Open, tmp_path: Path) -> None:
     port = str(free_port())
     first = start_server(tmp_path / "data", "--port", port)

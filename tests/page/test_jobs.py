@@ -20,6 +20,8 @@ from tests.service.running import Running, run_server
 from .conftest import Open
 from .test_accessibility import problems, settle
 
+pytestmark = pytest.mark.slow
+
 LEASE = 600.0
 
 
@@ -73,6 +75,7 @@ def submit(page: Page, place: Place, **fields: str) -> None:
     for label, text in fields.items():
         page.get_by_label(label.replace("_", " ")).fill(text)
     page.get_by_role("button", name="Start").click()
+    expect(page.locator(".badge").first).to_have_text("queued")
 
 
 def test_a_job_from_the_form_to_its_end(visit: Open, place: Place) -> None:
@@ -96,7 +99,9 @@ def test_a_job_from_the_form_to_its_end(visit: Open, place: Place) -> None:
         place.progress(lease, iteration)
     place.checkpoint(lease, 20, "red")
     place.checkpoint(lease, 30, "blue")
-    place.progress(lease, 31, quality={"accuracy": 0.8}, sample="samples/30.png")
+    place.progress(lease, 31, sample="samples/30.png")
+    figures = {"iteration": 31, "accuracy": 0.8}
+    place.jobs.store.say(lease, "quality at iteration 31", kind="metrics", data=figures)
     expect(page.get_by_text("31 of 100")).to_be_visible()
     expect(page.get_by_role("img", name="Losses; latest: generator")).to_be_visible()
     expect(page.get_by_role("img", name="accuracy; latest: accuracy 80 %")).to_be_visible()
@@ -151,7 +156,7 @@ def test_a_waiting_job_is_paused_and_resumed_at_once(visit: Open, place: Place) 
 
 def test_prompts_of_ones_own(visit: Open, place: Place) -> None:
     page = visit(f"{place.running.url}/#/jobs/new")
-    page.get_by_label("Prompts", exact=True).select_option("file")
+    page.locator("select[name=training_file]").select_option("file")
     prompts = b'{"prompt": "a red circle"}\n{"prompt": "a blue star"}\n'
     page.locator("input[type=file]").set_input_files(
         {"name": "mine.jsonl", "mimeType": "application/jsonl", "buffer": prompts}
@@ -165,7 +170,8 @@ def test_prompts_of_ones_own(visit: Open, place: Place) -> None:
 def test_what_the_server_does_not_take_is_said_and_kept(visit: Open, place: Place) -> None:
     page = visit(f"{place.running.url}/#/jobs/new")
     page.get_by_label("Teacher").fill("nobody/knows")
-    page.get_by_label("Prompts", exact=True).select_option("shapes:train")
+    page.get_by_label("Teacher").blur()  # as when somebody goes on to the next field
+    page.locator("select[name=training_file]").select_option("shapes:train")
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_role("alert")).to_contain_text("There is no teacher 'nobody/knows' here")
     assert page.get_by_label("Teacher").input_value() == "nobody/knows"

@@ -16,6 +16,8 @@ from tests.e2e.conftest import Server
 
 from .acting import content, draw, fill, from_api
 
+pytestmark = pytest.mark.slow
+
 PROMPT = """a "red" circle, it's $HOME `left` of a blue star \\ on white"""
 
 

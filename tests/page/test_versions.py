@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.e2e.conftest import Server
 
 from .conftest import Open
+
+pytestmark = pytest.mark.slow
 
 NAME = "shapes-sana-sid"
 

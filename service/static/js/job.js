@@ -61,9 +61,8 @@ export class JobView {
   #job(job) {
     const moved = this.job && job.progress.sample !== this.job.progress.sample;
     this.job = job;
-    const { iteration, losses = {}, quality = {} } = job.progress;
+    const { iteration, losses = {} } = job.progress;
     if (iteration !== undefined) this.#measure(iteration, losses);
-    this.quality = Object.keys(quality).length ? quality : this.quality;
     if (moved) this.#checkpoints();
     this.#draw();
   }
@@ -71,7 +70,7 @@ export class JobView {
   // Figures of one iteration, by name; events name losses with their prefix or inside `losses`.
   #measure(step, data) {
     if (!Number.isInteger(step)) return;
-    const flat = { ...data, ...data.losses, ...data.quality };
+    const flat = { ...data, ...data.losses };
     const known = Object.entries(flat).filter(([name, value]) => Number.isFinite(value) && (QUALITY.includes(name) || ["generator", "fake"].includes(name.replace("loss_", ""))));
     this.points.set(step, { ...this.points.get(step), ...Object.fromEntries(known.map(([name, value]) => [name.replace("loss_", ""), value])) });
     this.#curves();
