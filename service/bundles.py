@@ -57,7 +57,7 @@ class Bundles:
         Raises:
             EngineError: it cannot be copied.
         """
-        if version.bundle in self._runtimes or (SHIPPED / version.bundle / MANIFEST).is_file():
+        if version.bundle in self._runtimes or _is_shipped(version.bundle):
             return version.bundle
         if self._store.find(version.digest) is None:
             kept = self._store.add(self.of(version).path, _name(version))
@@ -80,6 +80,12 @@ class Bundles:
         if version.bundle in self._runtimes:
             return self._runtimes[version.bundle]
         return load_runtime(self.of(version), self._settings.backend, self._settings.threads)
+
+
+def _is_shipped(reference: str) -> bool:
+    """By its name; joined with an absolute path, a folder gives way to it."""
+    folder = SHIPPED / reference
+    return folder.parent == SHIPPED and (folder / MANIFEST).is_file()
 
 
 def size_of(bundle: Bundle) -> int:

@@ -97,7 +97,6 @@ def conforms(api: dict[str, Any], schema: dict[str, Any], value: Any, where: str
         "string": str,
         "integer": int,
         "number": (int, float),
-        "boolean": bool,
         "null": type(None),
     }
     if "type" in schema:
