@@ -37,6 +37,7 @@ def cluster() -> Iterator[str]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")
         context = ray.init(
+            address="local",
             num_cpus=2,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
