@@ -116,8 +116,8 @@ def test_places_that_cannot_be_reached_say_so(store: Store, bundle: Bundle, tmp_
         pull(str(tmp_path), store, say=quiet)
     with pytest.raises(EngineError, match="cannot reach nowhere://x: Protocol not known"):
         push(bundle, "nowhere://x", quiet)
-    with pytest.raises(EngineError, match="s3://bucket/x: .*s3fs"):
-        push(bundle, "s3://bucket/x", quiet)
+    with pytest.raises(EngineError, match="gs://bucket/x: .*gcsfs"):
+        push(bundle, "gs://bucket/x", quiet)
 
 
 def test_a_hub_id_is_a_place_on_the_hub_unless_a_folder_has_its_name(

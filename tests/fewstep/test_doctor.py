@@ -101,7 +101,8 @@ def test_the_backend_of_each_model_and_why_not_a_faster_one(
     assert chosen.found == "onnxruntime-cpu"
     assert "not tensorrt: the bundle has no plans; make them with `fewstep build " in chosen.advice
     assert "not onnxruntime-cuda: this ONNX Runtime has no CUDAExecutionProvider" in chosen.advice
-    assert list(chosen.details) == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
+    onnx = ["onnxruntime-cuda", "onnxruntime-cpu"]
+    assert list(chosen.details) == ["tensorrt", "tensorrt-rtx", *onnx, "torch-compile", "torch"]
     monkeypatch.setenv("FEWSTEP_MODELS", f"mine={tmp_path / 'nothing'}")
     assert not can_serve(list(found().values()))
     assert "no bundle" in found()["backend of mine"].advice

@@ -246,7 +246,7 @@ def test_a_replica_answers_without_ray(tmp_path: Path) -> None:
         assert head.body.count(b"b64_json") == 4
 
         leaving = asyncio.create_task(anext(engine.answer(request)))
-        generator = engine._models.get(None)
+        (generator,) = engine._models.generators.values()
         while not generator.inflight:
             await asyncio.sleep(0.001)
         leaving.cancel()
