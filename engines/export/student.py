@@ -180,6 +180,8 @@ def _digest(folder: Path) -> str:
 def _json(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(file.read_text())
+    except OSError as error:
+        raise EngineError(f"cannot read {file}: {error.strerror}") from error
     except ValueError as error:
         raise EngineError(f"{file} is not valid JSON: {error}") from error
     return content

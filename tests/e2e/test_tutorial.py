@@ -71,7 +71,7 @@ def test_every_command_leaves_what_the_page_says(followed: Path) -> None:
     assert any((followed / "my-student/run/samples").iterdir())
     assert (followed / "my-student/run/events.jsonl").is_file()
     for picture in ("teacher.png", "student.png"):
-        assert Image.open(followed / picture).size == (256, 256)
+        assert Image.open(followed / picture).size == (272, 272)  # 64 with a frame of 2, four times as large
 
 
 @pytest.mark.slow

@@ -119,7 +119,6 @@ def test_weight_bytes_are_those_of_the_loaded_networks(student: Path) -> None:
     held = sum(weight.nbytes for module in modules for weight in module.state_dict().values())
     assert loaded.weight_bytes == held
     assert loaded.patch == loaded.pipeline.transformer.config.patch_size
-    assert not loaded.large
 
 
 def test_a_damaged_file_of_weights_is_named(student: Path, tmp_path: Path) -> None:
