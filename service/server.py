@@ -38,7 +38,9 @@ def serve(settings: Settings) -> int:
     export_spans()
     with listen(settings.host, settings.port) as listener:
         sys.setswitchinterval(SWITCH_SECONDS)
-        with asyncio.Runner(loop_factory=uvicorn.Config(app="", log_config=None).get_loop_factory()) as runner:
+        with asyncio.Runner(
+            loop_factory=uvicorn.Config(app="", log_config=None).get_loop_factory()
+        ) as runner:
             runner.run(_serve(settings, listener))
     return 0
 

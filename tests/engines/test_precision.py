@@ -171,7 +171,9 @@ def test_a_half_bundle_is_certified_and_names_its_islands(student: Path, tmp_pat
     assert bundle.manifest.islands["denoiser"] == ("transformer.proj_out",)
     assert bundle.manifest.certificate.failures() == []
     bounds = PRECISIONS["fp16"].tolerance
-    assert bundle.manifest.certificate.tolerance == {part: bounds[part] for part in bounds if part not in ("fused", "torch")}
+    assert bundle.manifest.certificate.tolerance == {
+        part: bounds[part] for part in bounds if part not in ("fused", "torch")
+    }
 
 
 @pytest.fixture
