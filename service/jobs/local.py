@@ -79,7 +79,7 @@ class Local:
 
     def start(self, command: Command) -> None:
         self._reap()
-        with _lock(command.folder) as lock:
+        with exclusive(command.folder / ALIVE) as lock:
             if lock is None:
                 raise ServiceError(f"a process of {command.folder.name} is still alive", status=500)
             forget_the_one_before(command)
@@ -87,7 +87,7 @@ class Local:
 
     def alive(self, folder: Path) -> bool:
         self._reap()
-        with _lock(folder) as lock:
+        with exclusive(folder / ALIVE) as lock:
             return lock is None
 
     def kill(self, folder: Path) -> None:
@@ -121,9 +121,9 @@ def _spawn(command: Command, lock: IO[bytes]) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[IO[bytes] | None]:
-    """The lock on the job's processes; None while one of them lives."""
-    with (folder / ALIVE).open("ab") as file:
+def exclusive(path: Path) -> Iterator[IO[bytes] | None]:
+    """The lock on a file; None while another process of this machine holds it."""
+    with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,12 +6,10 @@ lock and goes on with them; nobody ever starts a second one.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,7 @@ from .attend import read_json, write_json
 from .database import StoreGoneError
 from .desk import Claim, Desk, Ending, Left, Over
 from .heartbeat import Heartbeat
-from .local import Backend, Command, ask_to_stop, outcome
+from .local import Backend, Command, ask_to_stop, exclusive, outcome
 from .stages import Plan
 from .store import LeaseLostError
 from .tail import Follower, Progress
@@ -89,7 +87,7 @@ class Runner:
 
     def run(self) -> None:
         while not self.stopping.is_set():
-            with only_one(self.slot) as alone:
+            with exclusive(self.slot) as alone:
                 while alone and not self.stopping.is_set():
                     if not self._next():
                         self.stopping.wait(self.limits.poll_seconds)
@@ -111,7 +109,7 @@ class Runner:
     def attend(self, claim: Claim) -> None:
         """Sees a job through, or as far as is wished."""
         claim.plan.folder.mkdir(parents=True, exist_ok=True)
-        with only_one(claim.plan.folder / ATTENDED) as alone:
+        with exclusive(claim.plan.folder / ATTENDED) as alone:
             if not alone:
                 log.warning("job=%s is attended by another process of this machine", claim.job)
                 self.stopping.wait(self.limits.poll_seconds)
@@ -246,18 +244,6 @@ class Attempt:
                 if self.runner.stopping.is_set():
                     raise Left from error
                 time.sleep(self.limits.poll_seconds)
-
-
-@contextmanager
-def only_one(path: Path) -> Iterator[bool]:
-    """Whether no other process of this machine is inside with the same file."""
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def _remembered(folder: Path) -> Progress | None:

@@ -387,15 +387,16 @@ def _known(session: Session, wanted: NewJob) -> JobRow | None:
     return found
 
 
-def _found(session: Session, job: str, param: str | None = None) -> JobRow:
-    row = session.get(JobRow, job, with_for_update=True) if is_id(job) else None
+def _found(session: Session, job: str, param: str | None = None, change: bool = False) -> JobRow:
+    """A job to be changed is locked; whoever only reads keeps no heartbeat waiting."""
+    row = session.get(JobRow, job, with_for_update=change) if is_id(job) else None
     if row is None:
         raise ServiceError(f"There is no job {job[:100]!r}.", status=404, param=param, code="not_found")
     return row
 
 
 def _active(session: Session, job: str, done: str) -> JobRow:
-    row = _found(session, job)
+    row = _found(session, job, change=True)
     if row.status in ENDED:
         message = f"The job has ended ({row.status}) and cannot be {done}."
         raise ServiceError(message, status=409, code="job_ended")
