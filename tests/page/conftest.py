@@ -27,8 +27,9 @@ EXPECTED = "Failed to load resource"
 Open = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    """Ends with this folder's tests: while Playwright runs, no other event loop can on this thread."""
     if not Path(CHROMIUM).exists():
         pytest.skip("there is no Chromium here; scripts/system-packages installs one")
     expect.set_options(timeout=20_000)
