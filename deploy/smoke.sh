@@ -58,11 +58,12 @@ trap take_down EXIT
 
 # ---- the checks
 healthy() { [ "$(docker inspect --format '{{.State.Health.Status}}' "$(container "$1")")" = healthy ]; }
-up_and_healthy() { compose up --detach --wait --wait-timeout 300 "$@"; }
+up_and_healthy() { compose up --detach --wait --wait-timeout 600; }
 picture() { # BODY [PORT] -> the answer
     get "http://127.0.0.1:${2:-8000}/v1/images/generations" --header 'Content-Type: application/json' --data "$1"
 }
-is_png() { picture '{"prompt": "a red circle on a white background", "seed": 7}' "$@" | grep -q '"b64_json": *"iVBORw0KGgo'; }
+draws() { picture '{"prompt": "a red circle on a white background", "seed": 7}' "$1" | grep -q '"b64_json": *"iVBORw0KGgo'; } # PORT
+is_png() { draws 8000; }
 same_twice() {
     local first second body='{"prompt": "a blue star on a white background", "seed": 3}'
     first=$(picture "$body" | grep -o '"b64_json": *"[^"]*"') && second=$(picture "$body" | grep -o '"b64_json": *"[^"]*"')
@@ -198,14 +199,14 @@ if [ -n "$worker" ]; then
 fi
 
 if [ -n "$ray" ]; then
-    check "the application on Ray draws" until_true 300 is_png "$ray_port"
+    check "the application on Ray draws" until_true 300 draws "$ray_port"
     check "the cluster has two nodes" until_true 120 has_two_nodes
     check "Prometheus sees the application run" until_true 120 sees 'ray_serve_application_status{application="fewstep"} == 6'
     check "strangers are refused by Ray" strangers_are_refused
     check "a command can be submitted to Ray" takes_a_job
     say "        a replica's process is killed"
     kill_process ray-head ServeReplica:fewstep:Engine
-    check "it draws again" until_true 120 is_png "$ray_port"
+    check "it draws again" until_true 120 draws "$ray_port"
     check "a wrong serve.yaml ends the head" wrong_file
 fi
 

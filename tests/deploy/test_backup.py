@@ -17,7 +17,7 @@ from service.jobs.database import Database, sqlite_url
 from service.jobs.store import JobStore, NewJob
 
 from ..service.jobs.postgres import missing, postgres
-from .files import DEPLOY, run
+from .files import DEPLOY, ROOT, run
 
 DOCKER = """#!/usr/bin/env bash
 # docker compose --profile '*' VERB ...; /data is a folder of the test's
@@ -177,6 +177,30 @@ def test_a_folder_that_is_there_is_not_written_to(installation: Installation) ->
     done = installation.script("backup.sh", "saved")
     assert (done.returncode, "is there already" in done.stderr) == (2, True)
     assert not list((installation.folder / "saved").iterdir())
+
+
+def test_the_commands_of_the_document_save_and_bring_back(installation: Installation) -> None:
+    """Without compose."""
+    text = (ROOT / "docs" / "operations.md").read_text().split("by hand:\n\n```sh\n")[1].split("```")[0]
+    dump, restore, copy = text.splitlines()
+    job = installation.submit()
+    environment = installation.environment | {
+        "FEWSTEP_DATABASE_URL": installation.url,
+        "FEWSTEP_DATA_DIR": str(installation.data),
+    }
+
+    def by_hand(command: str) -> None:
+        done = run("sh", "-c", command, env=environment, cwd=installation.folder)
+        assert done.returncode == 0, done.stderr
+
+    sqlite = installation.url.startswith("sqlite")
+    by_hand(copy if sqlite else dump)
+    installation.submit()
+    if sqlite:
+        (installation.folder / "jobs.db").replace(installation.data / "jobs.db")
+    else:
+        by_hand(restore)
+    assert installation.jobs() == [job]
 
 
 def test_a_failing_backup_leaves_no_folder(installation: Installation) -> None:
