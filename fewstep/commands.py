@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ __all__ = [
     "evaluate",
     "export",
     "import_pipeline",
+    "jobs",
     "plan",
     "sample",
     "serve",
@@ -97,6 +99,17 @@ def bench(options: argparse.Namespace) -> int:
     from .bench.command import bench as run
 
     return run(options)
+
+
+def jobs(task: str) -> Callable[[argparse.Namespace], int]:
+    """The function of that name of `fewstep.jobs.command`, loaded when it runs."""
+
+    def run(options: argparse.Namespace) -> int:
+        from .jobs import command
+
+        return int(getattr(command, task)(options))
+
+    return run
 
 
 def doctor(options: argparse.Namespace) -> int:
