@@ -169,7 +169,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def build(options: argparse.Namespace) -> None:
-    from engines.bundle import find_bundle
+    from engines.store import find_bundle
     from engines.tensorrt.add import add_plans
 
     made = add_plans(
