@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from .errors import ServiceError
 
 PREFIX, FILE = "FEWSTEP_", "_FILE"
+CLIENTS = ("FEWSTEP_URL", "FEWSTEP_KEY")
+"""Which server `fewstep jobs` asks, and with which key; a server in the same environment takes no notice."""
 DEFAULT_MODELS = {"shapes-sana-sid": "shapes-sana-sid"}
 
 
@@ -299,7 +301,7 @@ def _check_names(environment: Mapping[str, str]) -> None:
     """A misspelt variable would otherwise be a setting that does nothing."""
     known = [PREFIX + name.upper() + ending for name in Settings.model_fields for ending in ("", FILE)]
     for variable in environment:
-        if variable.startswith(PREFIX) and variable not in known:
+        if variable.startswith(PREFIX) and variable not in (*known, *CLIENTS):
             close = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)
             hint = f"did you mean {close[0]}?" if close else "`fewstep serve --help` lists all of them"
             raise ServiceError(f"{variable} is not a setting; {hint}", param=variable)
