@@ -86,7 +86,9 @@ def test_a_body_is_taken_when_the_live_route_takes_it(tmp_path: Path, asked: lis
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_refused_with_a_message(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_bytes_are_refused_with_a_message(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
     path = written(tmp_path_factory.mktemp("bytes"), content)
     with pytest.raises(ServiceError) as raised:
         check_lines(path, LIMITS)
