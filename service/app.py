@@ -42,12 +42,13 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
     metrics = Metrics()
     metrics.health.queue_limit.set(settings.queue_limit)
     served = Models(settings, metrics, runtimes)
+    pictures = FileStore(settings.data_dir / "pictures")
     work = Jobs(settings, metrics, served)
     service = Service(
         settings,
         metrics,
         served,
-        FileStore(settings.data_dir / "pictures"),
+        pictures,
         Keys(settings.api_keys),
         Tracing(),
         Idempotency(),
