@@ -100,11 +100,12 @@ def test_a_job_from_the_form_to_its_end(visit: Open, place: Place) -> None:
     place.checkpoint(lease, 20, "red")
     place.checkpoint(lease, 30, "blue")
     place.progress(lease, 31, sample="samples/30.png")
-    figures = {"iteration": 31, "accuracy": 0.8}
+    figures = {"iteration": 31, "accuracy_1": 0.8, "accuracy_4": 0.9, "frechet_4": 40.2, "score": 1.5}
     place.jobs.store.say(lease, "quality at iteration 31", kind="metrics", data=figures)
     expect(page.get_by_text("31 of 100")).to_be_visible()
     expect(page.get_by_role("img", name="Losses; latest: generator")).to_be_visible()
-    expect(page.get_by_role("img", name="accuracy; latest: accuracy 80 %")).to_be_visible()
+    expect(page.get_by_role("img", name="accuracy; latest: 1 step 80 %, 4 steps 90 %")).to_be_visible()
+    expect(page.get_by_role("img", name="frechet; latest: 4 steps 40.2")).to_be_visible()
     place.jobs.store.say(lease, "something to know", level="warn")
     expect(page.locator(".log .warn")).to_contain_text("something to know")
 

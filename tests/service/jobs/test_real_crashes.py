@@ -24,10 +24,10 @@ from ..running import wait_until
 from .postgres import Postgres
 from .test_crashes import ROOT, Site, site, strike
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-WAIT = 400.0
-MOMENTS, ITERATIONS = 6, 10
+WAIT = 900.0
+MOMENTS, ITERATIONS = 5, 10
 RECIPE: dict[str, Any] = {
     "iterations": ITERATIONS,
     "batch": 2,
