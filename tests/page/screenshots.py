@@ -22,11 +22,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 PROMPT = "a red circle left of a blue star on a white background"
 
 
-def save(page: Page, name: str) -> None:
+def save(page: Page, name: str, whole: bool = False) -> None:
     """256 colours are enough for a page, and a third of the bytes."""
     page.mouse.move(0, 0)
     page.wait_for_timeout(500)
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")
     few = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
     few.save(DOCS / f"page-{name}.png", optimize=True)
     print(f"docs/page-{name}.png, {(DOCS / f'page-{name}.png').stat().st_size / 1000:.0f} kB")
@@ -98,15 +98,17 @@ def jobs(browser: Browser, url: str) -> None:
         "gate": {"images": 64, "at_least": {"accuracy": 0.6, "psnr_db": 40}},
         "publish": {"model": "shapes-sana-sid", "canary": 0},
     }
-    page = opened(browser, url, "light", height=1360)
+    page = opened(browser, url, "light")
     answer = page.request.post(f"{url}/v1/distillation/jobs", data=request)
     job = answer.json()
     page.goto(f"{url}/#/jobs/{job['id']}")
     page.locator(".badge").first.filter(has_text="succeeded").wait_for(timeout=3_600_000)
     slider = page.get_by_label("Checkpoint")
     slider.fill(slider.get_attribute("max") or "0")
+    slider.blur()
+    page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(1000)
-    save(page, "job")
+    save(page, "job", whole=True)
 
 
 SCENES = (playground, compare, panels, jobs)

@@ -35,10 +35,10 @@ export class JobView {
     while (!signal.aborted) {
       try {
         this.#job(await json(this.path, { signal }));
+        this.messages.replaceChildren();
         await this.#checkpoints();
         const after = this.last ? `&after=${encodeURIComponent(this.last)}` : "";
         for await (const event of events(await call(`${this.path}/events?stream=true${after}`, { signal }))) await this.#take(event);
-        this.messages.replaceChildren();
         if (["succeeded", "failed", "cancelled"].includes(this.job.status)) return this.#job(await json(this.path, { signal }));
       } catch (error) {
         if (error.name === "AbortError") return;
