@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -280,7 +280,7 @@ def read_settings(**overrides: Any) -> Settings:
         ServiceError: a value is out of range, a file of one cannot be read, or there is no such setting;
             names it.
     """
-    _check_names(os.environ)
+    _check_names([*os.environ, *(PREFIX + name.upper() for name in overrides)])
     try:
         return Settings(**_from_files(os.environ) | overrides)
     except ValidationError as error:
@@ -289,10 +289,10 @@ def read_settings(**overrides: Any) -> Settings:
         raise ServiceError(f"{name} ({PREFIX}{name.upper()}): {first['msg']}", param=name) from error
 
 
-def _check_names(environment: Mapping[str, str]) -> None:
+def _check_names(variables: Iterable[str]) -> None:
     """A misspelt variable would otherwise be a setting that does nothing."""
     known = [PREFIX + name.upper() + ending for name in Settings.model_fields for ending in ("", FILE)]
-    for variable in environment:
+    for variable in variables:
         if variable.startswith(PREFIX) and variable not in (*known, *CLIENTS):
             close = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)
             hint = f"did you mean {close[0]}?" if close else "`fewstep serve --help` lists all of them"
