@@ -39,7 +39,10 @@ export class JobView {
         await this.#checkpoints();
         const after = this.last ? `&after=${encodeURIComponent(this.last)}` : "";
         for await (const event of events(await call(`${this.path}/events?stream=true${after}`, { signal }))) await this.#take(event);
-        if (["succeeded", "failed", "cancelled"].includes(this.job.status)) return this.#job(await json(this.path, { signal }));
+        if (["succeeded", "failed", "cancelled"].includes(this.job.status)) {
+          this.#job(await json(this.path, { signal }));
+          return await this.#checkpoints();
+        }
       } catch (error) {
         if (error.name === "AbortError") return;
         this.messages.replaceChildren(notice("bad", ...explain(error)));
