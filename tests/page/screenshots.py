@@ -79,10 +79,10 @@ def panels(browser: Browser, url: str) -> None:
 
 
 RECIPE = {
-    "iterations": 36,
-    "batch": 24,
-    "quality_every": 9,
-    "quality_images": 48,
+    "iterations": 24,
+    "batch": 16,
+    "quality_every": 6,
+    "quality_images": 32,
     "samples_every": 6,
     "checkpoint_every": 6,
 }
@@ -95,7 +95,7 @@ def jobs(browser: Browser, url: str) -> None:
         "training_file": "shapes:train",
         "method": {"type": "sid", "sid": RECIPE},
         "suffix": "first-try",
-        "gate": {"images": 64, "at_least": {"accuracy": 0.6, "psnr_db": 40}},
+        "gate": {"images": 32, "at_least": {"accuracy": 0.5, "psnr_db": 40}},
         "publish": {"model": "shapes-sana-sid", "canary": 0},
     }
     page = opened(browser, url, "light")
