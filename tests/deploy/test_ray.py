@@ -382,11 +382,9 @@ def test_it_serves_wants_the_token_takes_jobs_and_ends_when_told(tmp_path: Path)
         drawn = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a red circle"}, timeout=120)
         assert drawn.status_code == 200, drawn.text
         assert httpx.get(f"{board}/api/jobs/", timeout=60).status_code == 401, "no token"
-        told = run(
-            "ray", "job", "submit", "--address", board, "--", "fewstep", "doctor", "--json", env=environment
-        )
+        told = run("ray", "job", "submit", "--address", board, "--", "fewstep", "--help", env=environment)
         assert told.returncode == 0, told.stdout + told.stderr
-        assert '"onnxruntime"' in told.stdout, "the job's own words"
+        assert "usage: fewstep" in told.stdout, "the job's own words"
         named = {"ray_serve_application_status", "ray_serve_deployment_replica_healthy"}
         named |= {"ray_serve_autoscaling_target_replicas"}
         wait_for(lambda: all(name in scraped(metrics) for name in named), process, tmp_path / "log")
