@@ -11,6 +11,8 @@ SHAPE_WEIGHT = 0.005
 """Of a new measurement, in what sizes are to each other."""
 OUTLIER = 4.0
 """Times the mean as which anything longer counts: one stall says little about the next batch."""
+SLACK = 1.25
+"""Times what an image takes in the best batch, that it may take in one that is over sooner."""
 
 
 @dataclass
@@ -67,3 +69,11 @@ class LatencyModel:
         if None in known.values():
             return max(fitting, default=min(sizes))
         return min(known, key=lambda size: ((known[size] or 0.0) / min(size, waiting), size))
+
+    def brief_batch(self, stage: str, group: Hashable, sizes: Sequence[int]) -> int:
+        """The smallest allowed size at which an image takes hardly longer than at the best one: whoever comes
+        meanwhile waits least for it. The largest where none has been seen."""
+        shape = self._stages.get((stage, group), _Stage()).shape
+        each = {size: shape[size] / size for size in sizes if size in shape}
+        limit = SLACK * min(each.values(), default=0.0)
+        return min((size for size, seconds in each.items() if seconds <= limit), default=max(sizes))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
+from ..schemas import Text, whole_inside
 from .gate import Gate, Publish
 
 MAX_SEED = 2**31 - 1
@@ -14,54 +14,38 @@ MAX_SEED = 2**31 - 1
 METADATA_KEY = r"^[\w .:/@-]{1,64}$"
 
 
-def _whole(text: str) -> str:
-    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
-        raise PydanticCustomError("invalid_value", "expected Unicode without NUL and lone surrogates")
-    return text
-
-
-def _whole_inside(content: Any) -> Any:
-    if isinstance(content, str):
-        _whole(content)
-    elif isinstance(content, dict):
-        for key, value in content.items():
-            _whole_inside(key)
-            _whole_inside(value)
-    elif isinstance(content, list):
-        for value in content:
-            _whole_inside(value)
-    return content
-
-
-Text = Annotated[str, AfterValidator(_whole)]
 Name = Annotated[Text, Field(min_length=1, max_length=512)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(pattern=METADATA_KEY)], Annotated[Text, Field(max_length=512)]] | None,
+    Field(max_length=16),
+]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Method(_Body):
+class Method(Body):
     type: Literal["sid"] = "sid"
-    sid: Annotated[dict[str, Any], AfterValidator(_whole_inside)] = Field(
+    sid: Annotated[dict[str, Any], AfterValidator(whole_inside)] = Field(
         default={},
         description="Keys of a recipe; `recipe` names the shipped one that they change",
         examples=[{"iterations": 360, "optimizer": {"lr_generator": 1e-4}}],
     )
 
 
-class Webhook(_Body):
+class Webhook(Body):
     url: Annotated[Text, Field(max_length=2000, pattern=r"^https?://")]
 
 
-class Integration(_Body):
+class Integration(Body):
     """Whoever is to be told when the job has ended."""
 
     type: Literal["webhook"]
     webhook: Webhook
 
 
-class JobRequest(_Body):
+class JobRequest(Body):
     """`POST …/jobs`."""
 
     model: Name = Field(
@@ -73,13 +57,7 @@ class JobRequest(_Body):
         None, pattern=r"^[A-Za-z0-9][\w.-]{0,63}$", description="Of the student's name"
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="0 by default")
-    metadata: (
-        dict[
-            Annotated[str, Field(pattern=METADATA_KEY)],
-            Annotated[Text, Field(max_length=512)],
-        ]
-        | None
-    ) = Field(None, max_length=16)
+    metadata: Metadata = None
     integrations: list[Integration] | None = Field(None, max_length=1)
     validation_file: None = Field(None, description="Not used: the gate says what is measured")
     gate: Gate | None = Field(None, description="What is measured at the end, and what has to hold")
