@@ -65,10 +65,10 @@ class LatencyModel:
         """
         fitting = [size for size in sizes if size <= waiting]
         larger = [] if waiting in fitting else [size for size in sizes if size > waiting][:1]
-        known = {size: self.seconds(stage, group, size) for size in [*fitting, *larger]}
-        if None in known.values():
+        shape, candidates = self._stages.get((stage, group), _Stage()).shape, [*fitting, *larger]
+        if any(size not in shape for size in candidates):
             return max(fitting, default=min(sizes))
-        return min(known, key=lambda size: ((known[size] or 0.0) / min(size, waiting), size))
+        return min(candidates, key=lambda size: (shape[size] / min(size, waiting), size))
 
     def brief_batch(self, stage: str, group: Hashable, sizes: Sequence[int]) -> int:
         """The smallest allowed size at which an image takes hardly longer than at the best one: whoever comes
