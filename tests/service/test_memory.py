@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from engines.runtime.base import Runtime
-from service import memory
+from service import memory, watchdog
 from service.generator import Generator
 from service.image import Image
 from service.memory import give_back, resident_bytes
 from service.metrics import Metrics
 from service.settings import Settings
 
+from .fake_runtime import FakeRuntime
 from .running import wait_until
 from .test_faults import MortalRuntime
 
@@ -85,3 +86,14 @@ def test_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory._find_trim() is None
     monkeypatch.setattr(memory, "_trim", None)
     give_back()
+
+
+def test_the_watchdog_gives_back_now_and_then(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = []
+    monkeypatch.setattr(watchdog, "give_back", lambda: given.append(1))
+    generator = Generator("m", FakeRuntime(), Settings(data_dir=tmp_path), Metrics())
+    generator.watchdog.tick()
+    assert given == []
+    monkeypatch.setattr(watchdog, "GIVE_BACK_SECONDS", 0.0)
+    generator.watchdog.tick()
+    assert given == [1]
