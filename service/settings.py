@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -126,6 +126,14 @@ class Settings(BaseSettings):
     )
     max_file_bytes: int = Field(
         default=64 << 20, ge=1024, description="Largest file of POST /v1/files; larger ones get 413"
+    )
+    batch_max_lines: int = Field(
+        default=50_000, ge=1, description="Requests in the file of a batch; a file with more gets 400"
+    )
+    batch_queue_limit: int = Field(
+        default=100,
+        ge=1,
+        description="Batches of one key that are not at their end; beyond it new ones get 429",
     )
     jobs_queue_limit: int = Field(
         default=100, ge=1, description="Jobs that may wait for a runner; beyond it new ones get 429"
@@ -280,7 +288,7 @@ def read_settings(**overrides: Any) -> Settings:
         ServiceError: a value is out of range, a file of one cannot be read, or there is no such setting;
             names it.
     """
-    _check_names(os.environ)
+    _check_names([*os.environ, *(PREFIX + name.upper() for name in overrides)])
     try:
         return Settings(**_from_files(os.environ) | overrides)
     except ValidationError as error:
@@ -289,10 +297,10 @@ def read_settings(**overrides: Any) -> Settings:
         raise ServiceError(f"{name} ({PREFIX}{name.upper()}): {first['msg']}", param=name) from error
 
 
-def _check_names(environment: Mapping[str, str]) -> None:
+def _check_names(variables: Iterable[str]) -> None:
     """A misspelt variable would otherwise be a setting that does nothing."""
     known = [PREFIX + name.upper() + ending for name in Settings.model_fields for ending in ("", FILE)]
-    for variable in environment:
+    for variable in variables:
         if variable.startswith(PREFIX) and variable not in (*known, *CLIENTS):
             close = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)
             hint = f"did you mean {close[0]}?" if close else "`fewstep serve --help` lists all of them"
