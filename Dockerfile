@@ -76,6 +76,8 @@ RUN groupadd --gid 10001 fewstep \
     && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin fewstep \
     && install --directory --owner=10001 --group=10001 --mode=0750 /data
 COPY --chmod=0755 deploy/image/ready.py /usr/local/bin/fewstep-ready
+# Login shells set PATH anew; KubeRay may be told to use one.
+RUN echo 'PATH=/opt/fewstep/bin:$PATH' >/etc/profile.d/fewstep.sh
 ENV PATH=/opt/fewstep/bin:$PATH \
     HOME=/data \
     XDG_CACHE_HOME=/data/cache \
@@ -111,6 +113,7 @@ LABEL org.opencontainers.image.description="Few-step image generation behind the
 COPY --from=serve-gpu-environment /opt/fewstep /opt/fewstep
 
 FROM runtime AS serve-ray
+COPY --chmod=0755 deploy/image/ray_head.py /usr/local/bin/fewstep-ray-head
 LABEL org.opencontainers.image.description="Few-step image generation as a Ray Serve application"
 COPY --from=serve-ray-environment /opt/fewstep /opt/fewstep
 

@@ -30,8 +30,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.faulty import BUNDLE
-from engines.bundle import Bundle, find_bundle
+from engines.bundle import Bundle
 from engines.runtime import generate, load_runtime
+from engines.store import find_bundle
 from fewstep.bench.scrape import read
 
 ROUTE = "/v1/images/generations"

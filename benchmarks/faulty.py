@@ -19,8 +19,9 @@ from typing import Any
 import psutil
 import uvicorn
 
-from engines.bundle import Bundle, find_bundle
+from engines.bundle import Bundle
 from engines.runtime import Conditioning, Floats, Images, Runtime, load_runtime
+from engines.store import find_bundle
 from service.app import create_app
 from service.logs import configure
 from service.settings import Settings

@@ -22,8 +22,9 @@ from typing import Any
 from benchmarks.overload import overload
 from benchmarks.subjects import FEWSTEP, PEERS, Pythons, Running, running
 from distill.metrics.tables import markdown
-from engines.bundle import Bundle, find_bundle
+from engines.bundle import Bundle
 from engines.runtime import generate, load_runtime
+from engines.store import find_bundle
 from fewstep.bench.load import Client, closed_loop, open_loop
 from fewstep.bench.report import summary
 from fewstep.bench.scrape import batches

@@ -15,13 +15,17 @@ HEADER = """\
 # FEWSTEP_<NAME>_FILE=/run/secrets/<name> reads a value from a file instead.
 """
 COMPOSE = {
-    "COMPOSE_PROFILES": ("", "gpu, jobs, jobs-cpu, comma-separated, when compose is called without up.sh"),
+    "COMPOSE_PROFILES": (
+        "",
+        "gpu, jobs, jobs-cpu, ray, comma-separated, when compose is called without up.sh",
+    ),
     "BIND": (
         "127.0.0.1",
         "Address on this machine that ports are published on; put a TLS proxy before any other",
     ),
     "API_PORT": ("8000", "Port of the server on the CPU"),
     "API_GPU_PORT": ("8001", "Port of the server on the GPU"),
+    "RAY_PORT": ("8002", "Port of the server on Ray"),
     "PROMETHEUS_PORT": ("9090", "Port of Prometheus"),
     "GRAFANA_PORT": (
         "3000",
@@ -41,6 +45,9 @@ COMPOSE = {
     "WORKER_CPUS": ("2", "Most cores of the worker"),
     "WORKER_MEMORY": ("32g", "Most memory, aside from the GPU's, of the worker"),
     "WORKER_CPU_MEMORY": ("8g", "Most memory of the worker that has no GPU"),
+    "RAY_WORKERS": ("1", "Nodes of the Ray cluster beside its head"),
+    "RAY_CPUS": ("2", "Most cores of a node of the Ray cluster, which are what Ray hands out there"),
+    "RAY_MEMORY": ("4g", "Most memory of a node of the Ray cluster"),
     "POSTGRES_MEMORY": ("512m", "Most memory of PostgreSQL"),
     "PROMETHEUS_MEMORY": ("1g", "Most memory of Prometheus"),
     "GRAFANA_MEMORY": ("512m", "Most memory of Grafana"),
@@ -58,6 +65,7 @@ COMPOSE = {
     "API_IMAGE": ("fewstep/serve", "Image of the server on the CPU"),
     "API_GPU_IMAGE": ("fewstep/serve-gpu", "Image of the server on the GPU"),
     "WORKER_IMAGE": ("fewstep/distill", "Image of the worker"),
+    "RAY_IMAGE": ("fewstep/serve-ray", "Image of the nodes of the Ray cluster"),
     "POSTGRES_IMAGE": (
         "postgres:17",
         "Image of PostgreSQL; deploy/postgres makes one from Debian's packages",

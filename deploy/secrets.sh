@@ -17,4 +17,5 @@ keep() { # NAME VALUE
 
 keep grafana_admin_password "$(random)"
 keep postgres_password "$(random)"
+keep ray_token "$(random)"
 keep database_url "postgresql://fewstep:$(cat "$folder/postgres_password")@postgres:5432/fewstep"

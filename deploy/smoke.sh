@@ -3,6 +3,7 @@
 # what it says about bad settings. Takes everything down again; exit code 0 when every check passed.
 #   deploy/smoke.sh            the default profile
 #   deploy/smoke.sh jobs-cpu   also PostgreSQL, a worker and a tiny distillation job; jobs: on an NVIDIA GPU
+#   deploy/smoke.sh ray        also a Ray cluster of two nodes with the server as its Serve application
 # On an unusual engine:
 #   SMOKE_CONFIG   called with -f FILE --profile NAME...; prints the compose file to use. Default: docker compose ... config
 #   SMOKE_INSIDE   called with PROJECT COMMAND...; runs a command where the published ports are. Default: runs it here
@@ -14,12 +15,13 @@ cd "$(dirname "$0")/.."
 project=fewstep-smoke
 here=$(mktemp -d)
 export COMPOSE_PROJECT_NAME=$project
-profiles=() worker=
+profiles=() worker='' ray=''
 for name in "$@"; do
     profiles+=(--profile "$name")
     case $name in
     jobs) worker=worker ;;
     jobs-cpu) worker="worker-cpu" ;;
+    ray) ray=1 ;;
     esac
 done
 [ -z "$worker" ] || export DATABASE_URL_FILE=/run/secrets/database_url
@@ -56,11 +58,12 @@ trap take_down EXIT
 
 # ---- the checks
 healthy() { [ "$(docker inspect --format '{{.State.Health.Status}}' "$(container "$1")")" = healthy ]; }
-up_and_healthy() { compose up --detach --wait --wait-timeout 300 "$@"; }
-picture() { # BODY -> first bytes of the file
-    get http://127.0.0.1:8000/v1/images/generations --header 'Content-Type: application/json' --data "$1"
+up_and_healthy() { compose up --detach --wait --wait-timeout 600; }
+picture() { # BODY [PORT] -> the answer
+    get "http://127.0.0.1:${2:-8000}/v1/images/generations" --header 'Content-Type: application/json' --data "$1"
 }
-is_png() { picture '{"prompt": "a red circle on a white background", "seed": 7}' | grep -q '"b64_json": *"iVBORw0KGgo'; }
+draws() { picture '{"prompt": "a red circle on a white background", "seed": 7}' "$1" | grep -q '"b64_json": *"iVBORw0KGgo'; } # PORT
+is_png() { draws 8000; }
 same_twice() {
     local first second body='{"prompt": "a blue star on a white background", "seed": 3}'
     first=$(picture "$body" | grep -o '"b64_json": *"[^"]*"') && second=$(picture "$body" | grep -o '"b64_json": *"[^"]*"')
@@ -77,20 +80,23 @@ root_is_read_only() { ! compose exec -T api python -c 'open("/opt/x", "w")' && !
 runs_as_nobody() { [ "$(compose exec -T api id -u)" = 10001 ]; }
 has_no_torch() { ! compose exec -T api python -c 'import torch'; }
 has_a_package_list() { compose exec -T api python -c 'import json; assert json.load(open("/opt/fewstep/share/sbom.cdx.json"))["components"]'; }
-kill_the_server() { # as the kernel would: the process, not the container, which docker would leave dead
+kill_process() { # SERVICE WORD: as the kernel would: the process, not the container, which docker would leave dead
     compose exec -T "$1" python -c '
-import os, signal
+import os, signal, sys
 for pid in filter(str.isdigit, os.listdir("/proc")):
     words = open(f"/proc/{pid}/cmdline").read().split("\0")
-    if pid not in ("1", str(os.getpid())) and any(w.endswith("/fewstep") for w in words):
-        os.kill(int(pid), signal.SIGKILL)' || true
+    if pid not in ("1", str(os.getpid())) and any(word.endswith(sys.argv[1]) for word in words):
+        os.kill(int(pid), signal.SIGKILL)' "$2" || true
 }
 restarted() { [ "$(docker inspect --format '{{.RestartCount}}' "$(container "$1")")" -gt 0 ]; }
 refuses() { # WORDS DOCKER-ARGUMENTS...: the container ends with 2 and its last line has the words
     local words=$1 code=0 && shift
-    timeout 60 docker run --rm --network none "$@" "${API_IMAGE:-fewstep/serve}" >"$here/refused" 2>&1 || code=$?
+    timeout 120 docker run --rm --network none "$@" >"$here/refused" 2>&1 || code=$?
     cat "$here/refused"
     [ "$code" = 2 ] && tail -1 "$here/refused" | grep -q "$words"
+}
+server_refuses() { # WORDS DOCKER-ARGUMENTS...
+    refuses "$@" "${API_IMAGE:-fewstep/serve}"
 }
 drained() {
     compose stop api
@@ -111,6 +117,27 @@ is_state() { [ "$(state)" = "$1" ]; }
 database_says_no_and_pictures_go_on() {
     compose stop --timeout 10 postgres
     ! get --max-time 60 $jobs_api && is_png && compose start postgres && until_true 60 healthy postgres && until_true 60 get $jobs_api
+}
+
+scripts() { COMPOSE_FILE=$here/compose.json "$@"; }
+lose_everything() { compose down --volumes --timeout 10 && up_and_healthy; }
+job_is_unknown() { ! state; }
+
+ray_port=${RAY_PORT:-8002}
+on_head() { compose exec -T ray-head "$@"; }
+strangers_are_refused() {
+    on_head env -u RAY_AUTH_MODE -u RAY_AUTH_TOKEN_PATH python -c '
+import urllib.error, urllib.request
+try: urllib.request.urlopen("http://127.0.0.1:8265/api/jobs/")
+except urllib.error.HTTPError as error: assert error.code == 401, error
+else: raise SystemExit("anybody may look at the jobs")'
+}
+has_two_nodes() { on_head ray list nodes --format json | grep -c '"state": "ALIVE"' | grep -qx 2; }
+takes_a_job() { on_head ray job submit --address http://127.0.0.1:8265 -- fewstep doctor --json | grep -q '"onnxruntime"'; }
+wrong_file() {
+    printf 'applications: [{name: fewstep, import_path: "fewstep.ray_serve:build", args: {settings: {queu_limit: 3}}}]' >"$here/serve.yaml"
+    chmod 0755 "$here" && chmod 0644 "$here/serve.yaml"
+    refuses 'FEWSTEP_QUEU_LIMIT is not a setting' --entrypoint fewstep-ray-head --volume "$here/serve.yaml:/x.yaml:ro" "${RAY_IMAGE:-fewstep/serve-ray}" /x.yaml
 }
 
 say "fewstep smoke test, $(date -u +%Y-%m-%d), profiles: default $*"
@@ -139,7 +166,7 @@ check "there is no torch in it" has_no_torch
 check "there is a list of its packages in it" has_a_package_list
 
 say "        the server's process is killed"
-kill_the_server api
+kill_process api /fewstep
 check "the container is started again" until_true 60 restarted api
 check "it is healthy again" until_true 120 healthy api
 check "it draws again" until_true 30 is_png
@@ -155,17 +182,40 @@ if [ -n "$worker" ]; then
     check "Prometheus sees its progress" until_true 300 sees 'fewstep_job_progress_ratio > 0'
     check "Prometheus counts it as running" until_true 60 sees 'max(fewstep_jobs{status="running"}) == 1'
     check "Grafana has the dashboard of jobs" dashboard fewstep-jobs
-    check "it succeeds" until_true 600 is_state succeeded
+    say "        the worker's process is killed, the job's with it"
+    kill_process "$worker" /fewstep
+    check "the worker is started again" until_true 60 restarted "$worker"
+    check "the job goes on and succeeds" until_true 1200 is_state succeeded
     check "without PostgreSQL jobs are refused, pictures are drawn, and jobs come back" database_says_no_and_pictures_go_on
     check "the finished job is still known" is_state succeeded
+    check "a backup is made while all runs" scripts deploy/backup.sh "$here/backup"
+    say "        containers and volumes are removed"
+    check "everything comes up empty" lose_everything
+    check "the job is unknown" job_is_unknown
+    check "the backup is restored" scripts deploy/restore.sh "$here/backup"
+    check "the job that succeeded is known again" until_true 60 is_state succeeded
+    check "its student is there" compose exec -T api sh -c 'ls /data/artifacts/*/student.json'
+    check "the restored server draws" until_true 60 is_png
 fi
 
-check "a misspelt setting ends the container" refuses 'FEWSTEP_QUEU_LIMIT is not a setting; did you mean FEWSTEP_QUEUE_LIMIT' -e FEWSTEP_QUEU_LIMIT=3
-check "a bad value ends it" refuses 'FEWSTEP_QUEUE_LIMIT' -e FEWSTEP_QUEUE_LIMIT=many
-check "a bundle that is not there ends it" refuses "no bundle '/nothing'" -e FEWSTEP_MODELS=x=/nothing
-check "TensorRT where there is none ends it" refuses 'model shapes-sana-sid' -e FEWSTEP_BACKEND=tensorrt
-check "a folder that cannot be written to ends it" refuses 'cannot keep pictures' --read-only --mount "type=bind,source=$here,target=/data,readonly"
-check "a secret that is not there ends it" refuses 'FEWSTEP_API_KEYS_FILE' -e FEWSTEP_API_KEYS_FILE=/run/secrets/none
+if [ -n "$ray" ]; then
+    check "the application on Ray draws" until_true 300 draws "$ray_port"
+    check "the cluster has two nodes" until_true 120 has_two_nodes
+    check "Prometheus sees the application run" until_true 120 sees 'ray_serve_application_status{application="fewstep"} == 6'
+    check "strangers are refused by Ray" strangers_are_refused
+    check "a command can be submitted to Ray" takes_a_job
+    say "        a replica's process is killed"
+    kill_process ray-head ServeReplica:fewstep:Engine
+    check "it draws again" until_true 120 draws "$ray_port"
+    check "a wrong serve.yaml ends the head" wrong_file
+fi
+
+check "a misspelt setting ends the container" server_refuses 'FEWSTEP_QUEU_LIMIT is not a setting; did you mean FEWSTEP_QUEUE_LIMIT' -e FEWSTEP_QUEU_LIMIT=3
+check "a bad value ends it" server_refuses 'FEWSTEP_QUEUE_LIMIT' -e FEWSTEP_QUEUE_LIMIT=many
+check "a bundle that is not there ends it" server_refuses "no bundle '/nothing'" -e FEWSTEP_MODELS=x=/nothing
+check "TensorRT where there is none ends it" server_refuses 'model shapes-sana-sid' -e FEWSTEP_BACKEND=tensorrt
+check "a folder that cannot be written to ends it" server_refuses 'cannot keep pictures' --read-only --mount "type=bind,source=$here,target=/data,readonly"
+check "a secret that is not there ends it" server_refuses 'FEWSTEP_API_KEYS_FILE' -e FEWSTEP_API_KEYS_FILE=/run/secrets/none
 
 check "it drains and ends with 0" drained
 say "$passed passed, $failed failed"

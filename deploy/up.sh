@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One command from a checkout to a running installation: deploy/up.sh [gpu] [jobs|jobs-cpu]
+# One command from a checkout to a running installation: deploy/up.sh [gpu] [jobs|jobs-cpu] [ray]
 # Makes the secrets that are missing, builds the images, starts everything and waits until it is healthy.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -7,9 +7,9 @@ cd "$(dirname "$0")"
 profiles=()
 for name in "$@"; do
     case $name in
-    gpu) profiles+=(--profile "$name") ;;
+    gpu | ray) profiles+=(--profile "$name") ;;
     jobs | jobs-cpu) profiles+=(--profile "$name") && export DATABASE_URL_FILE=/run/secrets/database_url ;;
-    *) echo "up.sh: '$name' is not a profile; there are gpu, jobs and jobs-cpu" >&2 && exit 2 ;;
+    *) echo "up.sh: '$name' is not a profile; there are gpu, jobs, jobs-cpu and ray" >&2 && exit 2 ;;
     esac
 done
 command -v docker >/dev/null || { echo "up.sh: docker is not installed" >&2 && exit 2; }

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from .errors import DistillError
 from .files import full_disk_is_an_os_error
 from .parallel import ALONE, Ranks
-from .recipe import Recipe
+from .recipe import Recipe, load_recipe
 from .state import State
 
 KEEP = 2
@@ -77,9 +77,7 @@ class Checkpoints:
         try:
             saved = json.loads((path / FIGURES).read_text())
             if saved["recipe"] != self.recipe.digest:
-                raise DistillError(
-                    f"checkpoint {path} is of another recipe; resume with the one in {path.parents[1]}"
-                )
+                raise DistillError(f"checkpoint {path} is of another recipe{self._what_differs(path)}")
             with _alone_is_no_mistake():
                 load(state.tensors(), checkpoint_id=path, no_dist=self.ranks.size == 1)
             state.set_figures(saved["state"])
@@ -88,6 +86,15 @@ class Checkpoints:
             raise DistillError(
                 f"checkpoint {path} is damaged: {reason}; delete it to use the one before"
             ) from error
+
+    def _what_differs(self, path: Path) -> str:
+        """For the message: the keys, and where the recipe is that the checkpoint was made with."""
+        own = path.parents[1] / "recipe.yaml"
+        if not own.is_file():
+            return ""
+        then = load_recipe(str(own))
+        keys = [key for key in Recipe.model_fields if getattr(then, key) != getattr(self.recipe, key)]
+        return f", which differs in {', '.join(keys)}; resume with {own}"
 
 
 def _write(state: State, folder: Path, alone: bool) -> None:

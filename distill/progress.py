@@ -46,7 +46,7 @@ class Progress:
             self._bar.update(self._task, completed=done, note=note)
         elif self.label and self._line_is_due():
             self._last_line = time.monotonic()
-            line = f"{self.label} {done}/{self.total} {note} ETA {_clock(self.seconds_left)}"
+            line = f"{self.label} {done}/{self.total} {note} ETA {clock(self.seconds_left)}"
             print(line, file=self._stream, flush=True)
 
     def _line_is_due(self) -> bool:
@@ -85,7 +85,7 @@ def _bar(stream: TextIO) -> Bar:
     )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     if seconds == float("inf"):
         return "unknown"
     minutes, rest = divmod(round(seconds), 60)

@@ -81,8 +81,8 @@ def fake_loss(fake: Velocity, x_g: Tensor, eps: Tensor, t_B: Tensor) -> Loss:
         t_B: Noise levels [B].
     """
     x_g = x_g.detach()
-    x_t = flow.add_noise(x_g, eps, t_B)
-    error = fake(x_t, t_B).float() - flow.velocity(x_g, eps).float()
+    x_t = flow.add_noise(torch.where(_finite(x_g), x_g, 0), eps, t_B)
+    error = contained(fake(x_t, t_B)).float() - flow.velocity(x_g, eps).float()
     return reduce(error**2)
 
 
@@ -115,6 +115,7 @@ def generator_loss(
         weighting: A key of `WEIGHTINGS`.
         fake_inner: The fake score network under kappa 3, where that differs from kappa 2.
     """
+    x_g = contained(x_g)
     x_t = flow.add_noise(x_g, eps, t_B)
     f_phi = flow.x0_from_velocity(x_t, teacher(x_t, t_B), t_B).float()
     f_psi = flow.x0_from_velocity(x_t, fake(x_t, t_B), t_B).float()
@@ -130,13 +131,30 @@ def generator_loss(
 def reduce(elements: Tensor) -> Loss:
     """Sums over all but the first axis, then divides by the batch; non-finite images are masked out.
 
-    The masking is a `where` on the loss, so the gradient of a dropped image can still be NaN inside
-    the network; `clean_gradients` takes care of that.
+    The masking is a `where` on the loss, so the gradient of a dropped image is 0 * NaN further down;
+    `contained` keeps that from the rest of the batch.
     """
-    finite_B = elements.detach().isfinite().flatten(1).all(1)
-    kept = torch.where(flow.per_image(finite_B, elements), elements, torch.zeros_like(elements))
-    per_image_B = kept.flatten(1).sum(1)
-    return Loss(per_image_B.sum() / len(elements), per_image_B.detach(), int((~finite_B).sum()))
+    finite = _finite(elements)
+    per_image_B = torch.where(finite, elements, 0).flatten(1).sum(1)
+    return Loss(per_image_B.sum() / len(elements), per_image_B.detach(), int((~finite).sum()))
+
+
+def contained(images: Tensor) -> Tensor:
+    """The same images; a gradient that is not finite in all of one's elements ends here for that image.
+
+    Below, where parameters sum their gradients over the batch, one NaN would make them all NaN. What is left
+    is a network whose own activations are NaN for an image; `clean_gradients` takes care of that.
+    """
+    if not images.requires_grad:
+        return images
+    same = images.view_as(images)
+    same.register_hook(lambda gradient: torch.where(_finite(gradient), gradient, 0))
+    return same
+
+
+def _finite(images: Tensor) -> Tensor:
+    """Which images are finite throughout, bool [B, 1, ...]."""
+    return flow.per_image(images.detach().isfinite().flatten(1).all(1), images)
 
 
 def clean_gradients(parameters: list[torch.nn.Parameter], limit: float = 1e5) -> float:

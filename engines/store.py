@@ -197,6 +197,25 @@ class Store:
             raise EngineError(f"cannot write {self.folder}: {error.strerror or error}") from error
 
 
+def find_bundle(name_or_path: str, store: Path | None = None) -> Path:
+    """The folder of a bundle given by the name of a shipped one, by path, or by its name in a store.
+
+    Raises:
+        EngineError: there is none; the message lists the names.
+    """
+    for candidate in (SHIPPED / name_or_path, Path(name_or_path)):
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    kept = Store(store) if store else None
+    if kept and (found := kept.find(name_or_path)):
+        return found
+    shipped = ", ".join(sorted(path.name for path in SHIPPED.glob("*") if path.is_dir())) or "none"
+    stored = f", or a name in {store}: {kept.listed()}" if kept else ""
+    raise EngineError(
+        f"no bundle {name_or_path!r}: give a folder with {MANIFEST}, or a shipped name: {shipped}{stored}"
+    )
+
+
 def check_name(name: str) -> str:
     """
     Raises:

@@ -72,7 +72,7 @@ def pull(options: argparse.Namespace) -> None:
 
 
 def _find(name: str) -> Path:
-    from engines.bundle import find_bundle
+    from engines.store import find_bundle
 
     return find_bundle(name, _store().folder)
 

@@ -17,6 +17,7 @@ from engines.errors import EngineError
 from service.errors import ServiceError
 
 from . import __version__, arguments, bundles, commands
+from .jobs.flags import add_tasks
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
@@ -67,6 +68,7 @@ def parser() -> Parser:
     _bundle(rooms)
     _serve(rooms)
     _worker(rooms)
+    _jobs(rooms)
     _keys(rooms)
     _bench(rooms)
     _shapes(rooms)
@@ -341,6 +343,11 @@ def _worker(rooms: Subparsers[Parser]) -> None:
     commands.add_settings(command)
 
 
+def _jobs(rooms: Subparsers[Parser]) -> None:
+    command = rooms.add_parser("jobs", help="distillation jobs of a running server")
+    add_tasks(command, commands.jobs)
+
+
 def _bench(rooms: Subparsers[Parser]) -> None:
     command = rooms.add_parser("bench", help="load on a running server: latency, goodput, steps")
     command.set_defaults(run=commands.bench)
@@ -369,7 +376,7 @@ def _bench(rooms: Subparsers[Parser]) -> None:
     command.add_argument("--model", help="default: the server's first")
     command.add_argument("--n", type=arguments.positive, default=1, help="pictures a request (default: 1)")
     command.add_argument("--seed", type=arguments.seed, default=0, help="of the arrivals (default: 0)")
-    command.add_argument("--api-key", help="of a server that needs one")
+    command.add_argument("--api-key", help="of a server that needs one (FEWSTEP_KEY)")
     command.add_argument(
         "--plot", type=Path, metavar="FILE", help="latency and goodput as a .png, .svg or .pdf"
     )

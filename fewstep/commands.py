@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ __all__ = [
     "evaluate",
     "export",
     "import_pipeline",
+    "jobs",
     "plan",
     "sample",
     "serve",
@@ -99,6 +101,17 @@ def bench(options: argparse.Namespace) -> int:
     return run(options)
 
 
+def jobs(task: str) -> Callable[[argparse.Namespace], int]:
+    """The function of that name of `fewstep.jobs.command`, loaded when it runs."""
+
+    def run(options: argparse.Namespace) -> int:
+        from .jobs import command
+
+        return int(getattr(command, task)(options))
+
+    return run
+
+
 def doctor(options: argparse.Namespace) -> int:
     from .doctor import as_json, as_text, can_serve, examine
 
@@ -156,7 +169,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def build(options: argparse.Namespace) -> None:
-    from engines.bundle import find_bundle
+    from engines.store import find_bundle
     from engines.tensorrt.add import add_plans
 
     made = add_plans(

@@ -208,9 +208,10 @@ def _tensorrt() -> Iterator[Finding]:
 def _backends(settings: Settings) -> Iterator[Finding]:
     """What each served model would run on, and what keeps it from a faster one."""
     try:
-        from engines.bundle import Bundle, find_bundle
+        from engines.bundle import Bundle
         from engines.errors import EngineError
         from engines.runtime import choices
+        from engines.store import find_bundle
     except ImportError:
         return  # which package is missing has been said
     for name, place in settings.models.items():

@@ -16,9 +16,10 @@ def redraw(picture: Path, name_or_path: str | None, out: Path) -> None:
         EngineError: there is no such bundle.
     """
     from distill.files import atomic_file
-    from engines.bundle import Bundle, find_bundle
+    from engines.bundle import Bundle
     from engines.runtime import load_runtime
     from engines.runtime.sampler import generate
+    from engines.store import find_bundle
     from service.errors import ServiceError
     from service.pictures import to_file
     from service.provenance import read_provenance

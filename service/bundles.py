@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from engines.bundle import MANIFEST, SHIPPED, Bundle, find_bundle
+from engines.bundle import MANIFEST, SHIPPED, Bundle
 from engines.errors import EngineError
 from engines.runtime import load_runtime
 from engines.runtime.base import Runtime
-from engines.store import Store
+from engines.store import Store, find_bundle
 
 from .settings import Settings
 from .versions import Version

@@ -28,6 +28,7 @@ from .pictures import Pixels, to_file
 from .provenance import Provenance
 from .results import Results
 from .settings import Settings
+from .traffic import Traffic
 from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -48,11 +49,17 @@ class Generator:
     """
 
     def __init__(
-        self, name: str, runtime: Runtime | Callable[[], Runtime], settings: Settings, metrics: Metrics
+        self,
+        name: str,
+        runtime: Runtime | Callable[[], Runtime],
+        settings: Settings,
+        metrics: Metrics,
+        traffic: Traffic | None = None,
     ) -> None:
         """
         Args:
             runtime: Executes the bundle; or what loads it, again whenever the engine has died.
+            traffic: Of all generators on the device; by default this one has it alone.
         """
         load = runtime if callable(runtime) else lambda: runtime
         self.name, self.created = name, int(time.time())
@@ -63,6 +70,7 @@ class Generator:
         self._metrics, self._meters = metrics, metrics.model(name)
         self._lock = threading.Lock()
         self._inside: dict[int, Image] = {}
+        self._traffic = traffic or Traffic()
         self._closing = False
         self._last_picture = 0.0
         self._latency, self._fair = LatencyModel(), FairShare()
@@ -80,7 +88,11 @@ class Generator:
     def _build_phases(self, limit: int, max_wait: float) -> tuple[Phase[Image, Any], ...]:
         sizes, room = self.batch_sizes, 2 * max(self.batch_sizes)
         shared = partial(
-            Phase[Image, Any], latency=self._latency, arrange=self._arrange, revive=self.engine.revive
+            Phase[Image, Any],
+            latency=self._latency,
+            arrange=self._arrange,
+            revive=self.engine.revive,
+            quiet=lambda: self._traffic.quiet,
         )
         meters = [self._metrics.stage(self.name, stage) for stage in STAGES]
         self._encode = shared(
@@ -149,7 +161,7 @@ class Generator:
 
     @property
     def idle(self) -> bool:
-        """Nobody's image is inside."""
+        """No image is inside that somebody waits for."""
         return not self._inside
 
     def warm_up(self) -> None:
@@ -171,6 +183,7 @@ class Generator:
         self.engine.open(self._embedding_bytes)
         for phase in self._phases:
             phase.start()
+        self._traffic.listen(self._wake)
         self.watchdog.start()
 
     def submit(self, images: Sequence[Image], choices: Sequence[int] = ()) -> None:
@@ -185,8 +198,7 @@ class Generator:
                 shutting down.
         """
         with self._lock:
-            if self._closing:
-                raise ServiceError("The server is shutting down.", status=503, code="shutting_down")
+            self._check_open()
             now, inside = time.perf_counter(), list(self._inside.values())
             if choices:
                 self.admission.choose_steps(inside, images, choices, now)
@@ -196,8 +208,23 @@ class Generator:
             self._inside |= {id(image): image for image in images}
             self._meters.inflight.inc(len(images))
             self._fair.enter(images)
+        self._traffic.enter(len(images))
         for image in images:
             image.file.add_done_callback(partial(self._leave, image))
+        self._encode.put(images)
+
+    def fill_in(self, images: Sequence[Image]) -> None:
+        """Takes images of the lane `OFFLINE`, past the door, to be drawn in places that nothing else needs.
+
+        Whoever calls bounds how many are inside at once. They fail when the model leaves memory.
+
+        Raises:
+            ServiceError: 503, the model is leaving.
+        """
+        with self._lock:
+            self._check_open()
+        for image in images:
+            image.file.add_done_callback(partial(self._filled_in, image))
         self._encode.put(images)
 
     def cancel(self, images: Sequence[Image]) -> None:
@@ -224,8 +251,17 @@ class Generator:
         """Fails what is still inside and ends the workers."""
         self.close_door()
         self.watchdog.stop()
+        self._traffic.forget(self._wake)
         for phase in self._phases:
             phase.close(JOIN_SECONDS)
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ServiceError("The server is shutting down.", status=503, code="shutting_down")
+
+    def _wake(self) -> None:
+        for phase in self._phases:
+            phase.wake()
 
     def _leave(self, image: Image, file: Future[bytes]) -> None:
         now = time.perf_counter()
@@ -234,16 +270,24 @@ class Generator:
             if self._inside.pop(id(image), None) is not None:
                 self._meters.inflight.dec()
             self._fair.leave(image)
-            if error is None and image.lane == ONLINE:
+            if error is None:
                 self.admission.learn(image, len(self._inside) > 2 * max(self.batch_sizes), now)
+        self._traffic.leave()
         if error is None:
-            self._last_picture = now
-            self._meters.images.labels(self.name, image.steps).inc()
+            self._drawn(image, now)
             if 0 < image.predicted < math.inf:
                 self._meters.prediction.observe((now - image.admitted) / image.predicted)
             self._metrics.queue_seconds.observe(image.seconds["queue"])
         elif isinstance(error, CancelledError):
             self._meters.cancelled.inc()
+
+    def _filled_in(self, image: Image, file: Future[bytes]) -> None:
+        if file.exception() is None:
+            self._drawn(image, time.perf_counter())
+
+    def _drawn(self, image: Image, now: float) -> None:
+        self._last_picture = now
+        self._meters.images.labels(self.name, image.steps).inc()
 
     def _arrange(self, images: Sequence[Image]) -> list[Image]:
         return self._fair.arrange(images, lambda image: image.steps - image.step)
@@ -258,7 +302,8 @@ class Generator:
     def _denoised(self, image: Image, state: tuple[Floats, Floats]) -> Phase[Image, Any]:
         image.x_CHW, image.x0_CHW = state
         image.step += 1
-        self._fair.charge(image)
+        if image.lane == ONLINE:
+            self._fair.charge(image)
         if image.step == image.steps:
             return self._decode
         if image.on_estimate is not None:

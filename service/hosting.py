@@ -21,6 +21,7 @@ from .errors import ServiceError
 from .generator import Generator
 from .metrics import Metrics
 from .settings import Settings
+from .traffic import Traffic
 from .versions import Version
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Host:
     def __init__(self, settings: Settings, metrics: Metrics, bundles: Bundles) -> None:
         self._settings, self._metrics, self._bundles = settings, metrics, bundles
         self._budget = settings.models_memory_mb << 20
+        self._traffic = Traffic()
         self.hosted: dict[str, Hosted] = {}
         self._leaving: set[Hosted] = set()
         self._loading: dict[str, asyncio.Task[Hosted]] = {}
@@ -159,7 +161,8 @@ class Host:
     def _warm(self, version: Version) -> Generator:
         name = _name(version)
         try:
-            generator = Generator(name, partial(self._bundles.load, version), self._settings, self._metrics)
+            load = partial(self._bundles.load, version)
+            generator = Generator(name, load, self._settings, self._metrics, self._traffic)
         except EngineError as error:
             raise ServiceError(f"model {name}: {error}", code="bundle_unusable") from error
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import ServiceError
-from .image import CancelledError
+from .image import ONLINE, CancelledError
 from .latency import LatencyModel
 from .metrics import StageMeters
 
@@ -23,6 +24,10 @@ class Item(Protocol):
     @property
     def order(self) -> tuple[float, ...]:
         """Smaller goes first; equals go in order of arrival."""
+
+    @property
+    def lane(self) -> int:
+        """Behind `ONLINE` it takes no room, and places in batches only where nothing else needs them."""
 
     @property
     def cancelled(self) -> bool:
@@ -69,12 +74,13 @@ class Phase(Generic[T, R]):
         revive: Callable[[float], bool] = lambda since: False,
         max_wait: float = 0.0,
         in_company: Callable[[int], bool] = lambda waiting: True,
+        quiet: Callable[[], bool] = lambda: True,
         workers: int = 1,
     ) -> None:
         """
         Args:
             sizes: Batch sizes that `work` accepts.
-            capacity: Items inside, waiting or in a batch, beyond which `put` blocks.
+            capacity: Items that are online inside, waiting or in a batch, beyond which `put` blocks.
             latency: Learns what batches take, and decides when padding is faster.
             group: Only items with equal groups share a batch.
             arrange: The order in which waiting items go.
@@ -83,11 +89,13 @@ class Phase(Generic[T, R]):
             max_wait: Seconds for which the first item waits for a full batch.
             in_company: Told how many items wait, whether others are about: with nobody else there
                 is nobody to wait for.
+            quiet: Whether items that are not online may have batches to themselves now; `wake` is
+                called when that becomes true. Else they only fill places that would be padded.
         """
         self.name, self._work, self._route = name, work, route
         self._group, self._arrange, self._revive = group, arrange, revive
         self._sizes, self._capacity, self._max_wait = sorted(sizes), capacity, max_wait
-        self._in_company = in_company
+        self._in_company, self._quiet = in_company, quiet
         self._meters, self._latency = meters, latency or LatencyModel()
         self._waiting: list[T] = []
         self._running = 0
@@ -104,12 +112,11 @@ class Phase(Generic[T, R]):
         """Adds items, waiting for room as long as it takes; a closed phase fails them."""
         while items:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._room() > 0)
+                fitting = self._wait_for_room(items)
                 if self._closed:
                     break
-                room = self._room()
-                self._insert(items[:room])
-            items = items[room:]
+                self._insert(items[:fitting])
+            items = items[fitting:]
         _fail(items, _closing())
 
     def warm(self, items: Sequence[T]) -> None:
@@ -130,6 +137,11 @@ class Phase(Generic[T, R]):
                 self._set_waiting([item for item in self._waiting if not item.cancelled])
         _fail(dropped, CancelledError())
 
+    def wake(self) -> None:
+        """It has become quiet."""
+        with self._changed:
+            self._changed.notify_all()
+
     def oldest_batch(self) -> float:
         """Seconds for which a batch has been running; 0 when none is."""
         with self._changed:
@@ -147,7 +159,7 @@ class Phase(Generic[T, R]):
             lost = [thread for thread, (_, began) in self._batches.items() if now - began > seconds]
             items = [item for thread in lost for item in self._batches.pop(thread)[0]]
             again = [item for item in items if item.retry()]
-            self._running -= len(items)
+            self._running -= _online(items)
             self._insert(again)
             self._threads = [thread for thread in self._threads if thread not in lost]
             fresh = [] if self._closed else [self._new_worker() for _ in lost]
@@ -175,14 +187,25 @@ class Phase(Generic[T, R]):
         return threading.Thread(target=self._run, name=self.name, daemon=True)
 
     def _room(self) -> int:
-        return self._capacity - len(self._waiting) - self._running
+        return self._capacity - _online(self._waiting) - self._running
+
+    def _wait_for_room(self, items: Sequence[T]) -> int:
+        """How many fit when some do, or when the phase is closed."""
+        self._changed.wait_for(lambda: self._closed or self._fitting(items) > 0)
+        return self._fitting(items)
+
+    def _fitting(self, items: Sequence[T]) -> int:
+        """How many of the items, from the first one on, there is room for."""
+        room = max(0, self._room())
+        online = itertools.accumulate(item.lane == ONLINE for item in items)
+        return sum(needed <= room for needed in online)
 
     def _insert(self, items: Sequence[T]) -> None:
         self._set_waiting([*self._waiting, *items])
 
     def _set_waiting(self, items: list[T]) -> None:
         # By difference: several versions of a model count on one gauge.
-        self._meters.depth.inc(len(items) - len(self._waiting))
+        self._meters.depth.inc(_online(items) - _online(self._waiting))
         self._waiting = items
         self._changed.notify_all()
 
@@ -198,41 +221,51 @@ class Phase(Generic[T, R]):
         """The next batch in order; nothing once the phase is closed."""
         while not self._closed:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._waiting)
-                if self._max_wait and self._in_company(len(self._waiting)):
+                self._changed.wait_for(lambda: self._closed or self._may_start())
+                if self._max_wait and self._in_company(_online(self._waiting)):
                     self._changed.wait_for(self._worth_starting, self._max_wait)
             self.drop_cancelled()
             with self._changed:
-                if self._waiting and not self._closed:
+                if self._may_start() and not self._closed:
                     batch = self._choose()
                     self._batches[threading.current_thread()] = batch, time.perf_counter()
                     return batch
         return []
 
+    def _may_start(self) -> bool:
+        return _online(self._waiting) > 0 or (bool(self._waiting) and self._quiet())
+
     def _choose(self) -> list[T]:
-        """Takes the first item out, with those next in order that may share its batch."""
+        """Takes the first item out, with those next in order that may share its batch: one of the size
+        that those online would have alone, if there are any."""
         ordered = self._arrange(self._waiting)
         group = self._group(ordered[0])
         alike = [item for item in ordered if self._group(item) == group]
-        batch = alike[: self._latency.best_batch(self.name, group, self._sizes, len(alike))]
+        count = _online(alike) or len(alike)
+        count = min(count, self._latency.best_batch(self.name, group, self._sizes, count))
+        batch = alike[: self._places(count)]
         chosen = set(map(id, batch))
-        self._running += len(batch)
+        self._running += _online(batch)
         self._set_waiting([item for item in ordered if id(item) not in chosen])
         return batch
 
+    def _places(self, items: int) -> int:
+        """Of the batch that so many items make."""
+        return next(size for size in self._sizes if size >= items)
+
     def _worth_starting(self) -> bool:
-        return self._closed or len(self._waiting) >= self._sizes[-1]
+        return self._closed or _online(self._waiting) >= self._sizes[-1]
 
     def _process(self, batch: list[T]) -> list[R | Exception]:
-        """Results of a batch; when it fails, each member gets one try alone, and after an engine
-        was revived another."""
+        """Results of a batch; when it fails, those online get one try without the others, then each
+        member one alone, and after an engine was revived another."""
         started = time.perf_counter()
         try:
             return list(self._timed(batch))
         except Exception as error:
             log.warning("%s: a batch of %d failed: %r", self.name, len(batch), error)
             if len(batch) > 1:
-                return [outcome for item in batch for outcome in self._process([item])]
+                return [outcome for part in _parts(batch) for outcome in self._process(part)]
             return self._again(batch, started, error)
 
     def _again(self, batch: list[T], started: float, error: Exception) -> list[R | Exception]:
@@ -242,7 +275,7 @@ class Phase(Generic[T, R]):
             return [second]
 
     def _timed(self, batch: list[T]) -> Sequence[R]:
-        padding = next(size for size in self._sizes if size >= len(batch)) - len(batch)
+        padding = self._places(len(batch)) - len(batch)
         group = self._group(batch[0])
         started = time.perf_counter()
         results = self._work([*batch, *[batch[-1]] * padding])
@@ -284,11 +317,23 @@ class Phase(Generic[T, R]):
     def _release(self, batch: list[T], returning: list[T]) -> None:
         """Ends a batch; `returning` items wait for their next round in the room they already had."""
         with self._changed:
-            self._running -= len(batch)
+            self._running -= _online(batch)
             if not self._closed:
                 self._insert(returning)
                 return
         _fail(returning, _closing())
+
+
+def _online(items: Sequence[Item]) -> int:
+    return sum(item.lane == ONLINE for item in items)
+
+
+def _parts(batch: list[T]) -> list[list[T]]:
+    """What is tried in place of a batch that failed, in its order: those online come first."""
+    online = _online(batch)
+    if 0 < online < len(batch):
+        return [batch[:online], batch[online:]]
+    return [[item] for item in batch]
 
 
 def _fail(items: Sequence[Item], error: Exception) -> None:

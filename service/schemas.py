@@ -27,6 +27,30 @@ def _printable(prompt: str) -> str:
     return prompt
 
 
+def _whole(text: str) -> str:
+    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
+        raise PydanticCustomError("invalid_value", "expected Unicode without NUL and lone surrogates")
+    return text
+
+
+def whole_inside(content: Any) -> Any:
+    """What JSON may hold, each text of it checked."""
+    if isinstance(content, str):
+        _whole(content)
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            whole_inside(key)
+            whole_inside(value)
+    elif isinstance(content, list):
+        for value in content:
+            whole_inside(value)
+    return content
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+"""What can be written down: a lone surrogate has no UTF-8 form, PostgreSQL takes no NUL."""
+
+
 def _opaque(background: str | None) -> str | None:
     if background == "transparent":
         message = "transparent pictures are not supported; use opaque or auto"
@@ -60,7 +84,7 @@ class ImagesRequest(BaseModel):
     )
     moderation: Literal["auto", "low"] | None = Field(None, description="Accepted, without effect")
     style: Literal["vivid", "natural"] | None = Field(None, description="Accepted, without effect")
-    user: str | None = Field(None, description="Accepted, without effect")
+    user: Text | None = Field(None, description="Accepted, without effect")
     seed: int | None = Field(
         None,
         ge=0,
@@ -176,10 +200,12 @@ class PublishRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    bundle: str = Field(description="A folder, a shipped name, or a name or digest of the store")
+    bundle: Text = Field(description="A folder, a shipped name, or a name or digest of the store")
     share: float = Field(1.0, gt=0, le=1, description="Of the requests; below 1 it is a canary")
-    reason: str = Field("", max_length=1000)
-    gate: dict[str, Any] | None = Field(None, description="What is known of its quality; told, not judged")
+    reason: Text = Field("", max_length=1000)
+    gate: Annotated[dict[str, Any] | None, AfterValidator(whole_inside)] = Field(
+        None, description="What is known of its quality; told, not judged"
+    )
 
 
 class LoadRequest(BaseModel):
@@ -187,7 +213,7 @@ class LoadRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    bundle: str | None = Field(None, description="As of a version to be published to all")
+    bundle: Text | None = Field(None, description="As of a version to be published to all")
 
 
 class AliasObject(BaseModel):
@@ -195,8 +221,8 @@ class AliasObject(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    alias: str
-    model: str
+    alias: Text
+    model: Text
 
 
 class AliasList(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from .errors import ServiceError
 
 PREFIX, FILE = "FEWSTEP_", "_FILE"
+CLIENTS = ("FEWSTEP_URL", "FEWSTEP_KEY")
+"""Which server `fewstep jobs` asks, and with which key; a server in the same environment takes no notice."""
 DEFAULT_MODELS = {"shapes-sana-sid": "shapes-sana-sid"}
 
 
@@ -278,7 +280,7 @@ def read_settings(**overrides: Any) -> Settings:
         ServiceError: a value is out of range, a file of one cannot be read, or there is no such setting;
             names it.
     """
-    _check_names(os.environ)
+    _check_names([*os.environ, *(PREFIX + name.upper() for name in overrides)])
     try:
         return Settings(**_from_files(os.environ) | overrides)
     except ValidationError as error:
@@ -287,11 +289,11 @@ def read_settings(**overrides: Any) -> Settings:
         raise ServiceError(f"{name} ({PREFIX}{name.upper()}): {first['msg']}", param=name) from error
 
 
-def _check_names(environment: Mapping[str, str]) -> None:
+def _check_names(variables: Iterable[str]) -> None:
     """A misspelt variable would otherwise be a setting that does nothing."""
     known = [PREFIX + name.upper() + ending for name in Settings.model_fields for ending in ("", FILE)]
-    for variable in environment:
-        if variable.startswith(PREFIX) and variable not in known:
+    for variable in variables:
+        if variable.startswith(PREFIX) and variable not in (*known, *CLIENTS):
             close = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)
             hint = f"did you mean {close[0]}?" if close else "`fewstep serve --help` lists all of them"
             raise ServiceError(f"{variable} is not a setting; {hint}", param=variable)

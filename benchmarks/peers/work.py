@@ -11,8 +11,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from engines.bundle import Bundle, find_bundle
+from engines.bundle import Bundle
 from engines.runtime import generate, load_runtime
+from engines.store import find_bundle
 from service.pictures import to_file
 from service.provenance import Provenance
 

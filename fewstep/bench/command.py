@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from typing import Any
 
@@ -40,7 +41,8 @@ def bench(options: argparse.Namespace) -> int:
 
 
 async def _bench(options: argparse.Namespace) -> Any:
-    client = Client(options.url.rstrip("/"), PROMPTS, _fields(options), options.api_key)
+    key = options.api_key or os.environ.get("FEWSTEP_KEY")
+    client = Client(options.url.rstrip("/"), PROMPTS, _fields(options), key)
     slo = options.slo_ms and options.slo_ms / 1000
 
     async def measure(kind: str, value: float, slo_seconds: float | None) -> dict[str, Any]:

@@ -20,6 +20,8 @@ FILE = Path(__file__).with_name("recipes.json")
 PARAM = "method.sid"
 SAID_ELSEWHERE = {"teacher": "model", "prompts": "training_file", "seed": "seed"}
 """Keys of a recipe that a job has as fields of its own."""
+PUBLISHED_RUN = "published"
+"""The name of the recipe that says nothing."""
 
 
 class Recipes:
@@ -38,7 +40,7 @@ class Recipes:
 
         Args:
             overrides: Keys of a recipe; `recipe` names the shipped one that they change, by default the first one
-                of the teacher, else the published run.
+                of the teacher, else the published run, which is also to be had by that name.
 
         Raises:
             ServiceError: 400, a teacher, recipe, key or value that will not do; says what would.
@@ -60,9 +62,11 @@ class Recipes:
             name = next((known for known, its in recipes.items() if its["teacher"] == teacher), None)
             if name is None:
                 return {}
+        if name == PUBLISHED_RUN:
+            return {}
         own = [known for known, its in recipes.items() if its["teacher"] == teacher]
         if name not in own:
-            known_ones = f"its recipes: {', '.join(own)}" if own else "it has none: leave recipe out"
+            known_ones = f"known: {', '.join([*own, PUBLISHED_RUN])}"
             raise invalid(f"{PARAM}.recipe", f"There is no recipe {name!r} of {teacher}; {known_ones}.")
         return _spelled_out({k: v for k, v in recipes[name].items() if k not in SAID_ELSEWHERE})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
+from ..schemas import Text, whole_inside
 from .gate import Gate, Publish
 
 MAX_SEED = 2**31 - 1
@@ -14,26 +14,6 @@ MAX_SEED = 2**31 - 1
 METADATA_KEY = r"^[\w .:/@-]{1,64}$"
 
 
-def _whole(text: str) -> str:
-    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
-        raise PydanticCustomError("invalid_value", "expected Unicode without NUL and lone surrogates")
-    return text
-
-
-def _whole_inside(content: Any) -> Any:
-    if isinstance(content, str):
-        _whole(content)
-    elif isinstance(content, dict):
-        for key, value in content.items():
-            _whole_inside(key)
-            _whole_inside(value)
-    elif isinstance(content, list):
-        for value in content:
-            _whole_inside(value)
-    return content
-
-
-Text = Annotated[str, AfterValidator(_whole)]
 Name = Annotated[Text, Field(min_length=1, max_length=512)]
 
 
@@ -43,7 +23,7 @@ class _Body(BaseModel):
 
 class Method(_Body):
     type: Literal["sid"] = "sid"
-    sid: Annotated[dict[str, Any], AfterValidator(_whole_inside)] = Field(
+    sid: Annotated[dict[str, Any], AfterValidator(whole_inside)] = Field(
         default={},
         description="Keys of a recipe; `recipe` names the shipped one that they change",
         examples=[{"iterations": 360, "optimizer": {"lr_generator": 1e-4}}],

@@ -75,4 +75,4 @@ def metrics_in(query: str) -> set[str]:
     """The metrics that a PromQL expression names."""
     plain = re.sub(r"\{[^}]*\}", "", query)
     plain = re.sub(r"\b(by|on|group_left|group_right|without|ignoring)\s*\([^)]*\)", "", plain)
-    return set(re.findall(r"\b(?:fewstep[:_]|process_|prometheus_|DCGM_)[\w:]+|\bup\b", plain))
+    return set(re.findall(r"\b(?:fewstep[:_]|process_|prometheus_|DCGM_|ray_)[\w:]+|\bup\b", plain))

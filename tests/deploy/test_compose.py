@@ -52,7 +52,7 @@ def test_there_is_a_profile_for_each_purpose() -> None:
         "prometheus",
         "grafana",
     }
-    assert PROFILES == ["gpu", "jobs", "jobs-cpu"]
+    assert PROFILES == ["gpu", "jobs", "jobs-cpu", "ray"]
 
 
 def test_both_workers_are_the_same_but_for_the_gpu() -> None:
@@ -199,6 +199,20 @@ def test_targets_of_prometheus_are_services_on_their_ports() -> None:
             name, port = target.split(":")
             assert str(SERVICES[name]["environment"]["FEWSTEP_PORT"]) == port
             assert set(SERVICES[name]["networks"]) & set(SERVICES["prometheus"]["networks"])
+
+
+def test_targets_of_ray_are_its_nodes_on_the_port_that_they_are_told() -> None:
+    (job,) = [
+        job for job in read_yaml(PROMETHEUS / "prometheus.yml")["scrape_configs"] if job["job_name"] == "ray"
+    ]
+    targets = [target for group in job["static_configs"] for target in group["targets"]]
+    targets += [f"{name}:{found['port']}" for found in job["dns_sd_configs"] for name in found["names"]]
+    assert {target.split(":")[0] for target in targets} == {
+        name for name in SERVICES if name.startswith("ray-")
+    }
+    for target in targets:
+        name, port = target.split(":")
+        assert f"--metrics-export-port={port}" in SERVICES[name]["command"]
 
 
 def test_every_variable_of_the_file_is_explained_with_its_default() -> None:

@@ -52,6 +52,7 @@ def test_jobs_are_kept_in_postgresql(checkout: Path, docker: Path, tmp_path: Pat
         ("jobs", "/run/secrets/database_url"),
         ("jobs-cpu", "/run/secrets/database_url"),
         ("gpu", ""),
+        ("ray", ""),
     ):
         assert run(checkout / "up.sh", profile, env=environment(docker)).returncode == 0
         last = (tmp_path / "calls").read_text().splitlines()[-1]
@@ -61,7 +62,7 @@ def test_jobs_are_kept_in_postgresql(checkout: Path, docker: Path, tmp_path: Pat
 def test_a_profile_that_is_none_is_refused_before_anything_is_done(checkout: Path, docker: Path) -> None:
     done = run(checkout / "up.sh", "gpus", env=environment(docker))
     assert done.returncode == 2
-    assert "'gpus' is not a profile; there are gpu, jobs and jobs-cpu" in done.stderr
+    assert "'gpus' is not a profile; there are gpu, jobs, jobs-cpu and ray" in done.stderr
     assert not (checkout / "secrets").exists()
 
 
@@ -76,7 +77,7 @@ def test_secrets_are_made_once(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
     assert run(DEPLOY / "secrets.sh", folder).returncode == 0
     first = {path.name: path.read_text() for path in folder.iterdir()}
-    assert len(first) == 3
+    assert len(first) == 4
     assert run(DEPLOY / "secrets.sh", folder).stderr == ""
     assert {path.name: path.read_text() for path in folder.iterdir()} == first
 
@@ -87,9 +88,9 @@ def test_secrets_are_long_and_differ(tmp_path: Path) -> None:
     passwords = [
         (tmp_path / folder / name).read_text()
         for folder in ("a", "b")
-        for name in ("grafana_admin_password", "postgres_password")
+        for name in ("grafana_admin_password", "postgres_password", "ray_token")
     ]
-    assert len(set(passwords)) == 4
+    assert len(set(passwords)) == 6
     assert all(len(password) == 32 and password.strip() == password for password in passwords)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill import progress as module
-from distill.progress import SECONDS_BETWEEN_LINES, Progress, _clock, progress
+from distill.progress import SECONDS_BETWEEN_LINES, Progress, progress
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
@@ -173,12 +173,12 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_times_are_written_as_clocks(seconds: float, written: str) -> None:
-    assert _clock(seconds) == written
+    assert module.clock(seconds) == written
 
 
 @given(st.floats(0, 1e6))
 def test_a_clock_reads_back(seconds: float) -> None:
-    hours, minutes, rest = map(int, _clock(seconds).split(":"))
+    hours, minutes, rest = map(int, module.clock(seconds).split(":"))
     assert minutes < 60
     assert rest < 60
     assert hours * 3600 + minutes * 60 + rest == round(seconds)

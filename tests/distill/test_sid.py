@@ -157,6 +157,54 @@ def test_an_image_with_nan_is_dropped_and_counted() -> None:
     assert_close(loss.total, (clean.per_image_B.sum() - clean.per_image_B[1]) / 4)
 
 
+def _without(image: int) -> list[int]:
+    return [i for i in range(SHAPE[0]) if i != image]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_dropped_image_leaves_the_gradient_of_the_others_to_the_fake_network(bad: float) -> None:
+    x_g, eps, t_B = _inputs()
+    x_g[1, 0, 0, 0] = bad
+    kept = _without(1)
+
+    def gradient(*inputs: Tensor) -> tuple[Tensor, int]:
+        scale = torch.tensor(0.3, requires_grad=True)
+        loss = sid.fake_loss(lambda x, t: scale * x, *inputs)
+        (loss.total * len(inputs[0])).backward()
+        assert scale.grad is not None
+        return scale.grad, loss.dropped
+
+    (got, dropped), (expected, _) = gradient(x_g, eps, t_B), gradient(x_g[kept], eps[kept], t_B[kept])
+    assert dropped == 1
+    assert_close(got, expected)
+
+
+@pytest.mark.parametrize("network", ["teacher", "fake", "inner"])
+def test_a_network_that_fails_on_one_image_leaves_the_gradient_of_the_others(network: str) -> None:
+    """NaN in one velocity, as an overflow makes it; the generator is a scale of fixed latents."""
+    latents, eps, t_B = _inputs()
+    kept, fields = _without(2), {"teacher": linear(0.7), "fake": linear(0.2), "inner": linear(0.4)}
+
+    def breaking(x: Tensor, t: Tensor) -> Tensor:
+        factor = torch.ones(len(x))
+        factor[2] = float("nan")
+        return fields[network](x, t) * flow.per_image(factor, x)
+
+    def gradient(which: list[int], **replaced: sid.Velocity) -> tuple[Tensor, int]:
+        scale, used = torch.tensor(0.8, requires_grad=True), {**fields, **replaced}
+        x_g = scale * latents[which]
+        noised = (x_g, eps[which], t_B[which])
+        loss = sid.generator_loss(used["teacher"], used["fake"], *noised, fake_inner=used["inner"])
+        (loss.total * len(which)).backward()
+        assert scale.grad is not None
+        return scale.grad, loss.dropped
+
+    got, dropped = gradient(list(range(SHAPE[0])), **{network: breaking})
+    expected, _ = gradient(kept)
+    assert dropped == 1
+    assert_close(got, expected)
+
+
 def test_clean_gradients_replaces_what_is_not_finite() -> None:
     parameter = torch.nn.Parameter(torch.zeros(4))
     parameter.grad = torch.tensor([float("nan"), float("inf"), -float("inf"), 3.0])

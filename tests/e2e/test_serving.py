@@ -154,7 +154,7 @@ def test_a_flipped_byte_is_refused(tmp_path: Path) -> None:
     import shutil
     import sys
 
-    from engines.bundle import find_bundle
+    from engines.store import find_bundle
 
     bundle = tmp_path / "bundle"
     shutil.copytree(find_bundle("shapes-sana-sid"), bundle)

@@ -13,8 +13,9 @@ from distill.evaluation import evaluate
 from distill.pipeline import SHIPPED, find_pipeline, folder_digest
 from distill.spec import GeneratorSpec
 from distill.student import QUALITY_CARD
-from engines.bundle import Bundle, find_bundle
+from engines.bundle import Bundle
 from engines.export.student import load_student
+from engines.store import find_bundle
 from fewstep.models import open_model
 
 STUDENT = "shapes-sana-sid"

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from engines import bundle as bundle_module
-from engines.bundle import MANIFEST, Bundle, Certificate, Parity, TextSpec, find_bundle
+from engines import store as store_module
+from engines.bundle import MANIFEST, Bundle, Certificate, Parity, TextSpec
 from engines.errors import EngineError
+from engines.store import find_bundle
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_a_certificate_holds_when_every_part_is_measured_and_within_bounds():
 
 def test_bundles_go_by_path_and_by_shipped_name(bundle: Bundle, copy: Path, monkeypatch: pytest.MonkeyPatch):
     assert find_bundle(str(bundle.path)) == bundle.path
-    monkeypatch.setattr(bundle_module, "SHIPPED", copy.parent)
+    monkeypatch.setattr(store_module, "SHIPPED", copy.parent)
     assert find_bundle("copy") == copy
     with pytest.raises(EngineError, match=r"no bundle 'nothing': .* shipped name: copy"):
         find_bundle("nothing")

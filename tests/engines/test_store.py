@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from engines import store as module
-from engines.bundle import MANIFEST, Bundle, find_bundle
+from engines.bundle import MANIFEST, Bundle
 from engines.errors import EngineError
-from engines.store import Store
+from engines.store import Store, find_bundle
 from fewstep.cli import main
 from fewstep.models import open_model
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engines import bundle as module
-from engines.bundle import MANIFEST, PARTS, Bundle, Certificate, Manifest, Parity, find_bundle, sha256
+from engines import store as module
+from engines.bundle import MANIFEST, PARTS, Bundle, Certificate, Manifest, Parity, sha256
 from engines.errors import EngineError
+from engines.store import find_bundle
 
 BOUNDS = {"text_encoder": 1e-4, "denoiser": 1e-4, "decoder": 1e-4, "batch": 1e-3, "picture": 40.0}
 THOROUGH = settings(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from distill.pipeline import find_pipeline
-from engines.bundle import MANIFEST, find_bundle
+from engines.bundle import MANIFEST
+from engines.store import find_bundle
 from fewstep.cli import main
 from fewstep.models import open_model
 

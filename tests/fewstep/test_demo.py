@@ -16,7 +16,7 @@ from PIL import Image
 from distill.errors import Interrupted, RunFailed
 from distill.recipe import load_recipe
 from distill.shapes.scenes import parse_caption
-from engines.bundle import find_bundle
+from engines.store import find_bundle
 from fewstep import demo
 from fewstep.cli import main
 from fewstep.models import Model

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from distill.pipeline import find_pipeline
-from engines.bundle import find_bundle
+from engines.store import find_bundle
 from fewstep.cli import main, parser
 from fewstep.evaluate import _check
 from fewstep.models import Images, Model, open_model

@@ -261,6 +261,10 @@ def test_a_replica_answers_without_ray(tmp_path: Path) -> None:
 def test_a_wrong_setting_ends_the_deployment() -> None:
     with pytest.raises(ServiceError, match="queue_limit"):
         build({"settings": {"queue_limit": 0}})
+    with pytest.raises(
+        ServiceError, match="FEWSTEP_QUEU_LIMIT is not a setting; did you mean FEWSTEP_QUEUE_LIMIT"
+    ):
+        build({"settings": {"queu_limit": 3}})
 
 
 def test_the_file_in_deploy_names_what_is_there() -> None:

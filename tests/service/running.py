@@ -44,11 +44,12 @@ def run_server(
     runtimes: Mapping[str, Runtime] | None,
     ready: bool = True,
     workers: bool = False,
+    port: int = 0,
 ) -> Iterator[Running]:
-    """With `workers` it runs the jobs that it takes on."""
+    """With `workers` it runs the jobs that it takes on; on port 0 it listens on a free one."""
     settings = settings.model_copy(update={"jobs_workers": workers})
     config = uvicorn.Config(
-        create_app(settings, runtimes), port=0, log_config=None, timeout_graceful_shutdown=5
+        create_app(settings, runtimes), port=port, log_config=None, timeout_graceful_shutdown=5
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))

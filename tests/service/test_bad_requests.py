@@ -67,6 +67,8 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"moderation": "off"}, "moderation", "invalid_value", "'low'"),
         ({"style": "noir"}, "style", "invalid_value", "'vivid'"),
         ({"user": 1}, "user", "invalid_type", "string"),
+        ({"user": "a\ud800"}, "user", "invalid_value", "lone surrogates"),
+        ({"user": "a\x00"}, "user", "invalid_value", "NUL"),
         ({"seed": -1}, "seed", "invalid_value", "0"),
         ({"seed": 2**63}, "seed", "invalid_value", str(2**63 - 1)),
         ({"seed": 2**63 - 1, "n": 2}, "seed", "invalid_value", str(2**63 - 1)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,11 @@ def wanted(settings: Settings, tmp_path: Path, loader: Loader, digests: dict[str
 
 
 def post(running: Running, path: str, **body: Any) -> httpx.Response:
-    return running.client.post(f"/v1/models/{path}", json=body or None)
+    # Escapes carry what has no UTF-8 form.
+    content = json.dumps(body) if body else None
+    return running.client.post(
+        f"/v1/models/{path}", content=content, headers={"content-type": "application/json"}
+    )
 
 
 def picture(running: Running, model: str | None = None, seed: int = 1, **body: Any) -> tuple[bytes, str, str]:
@@ -175,6 +180,9 @@ def test_a_bundle_that_cannot_be_served_changes_nothing(
         assert code(post(running, "m/versions", bundle=str(tmp_path / "c"))) == (400, "bundle_unusable")
         assert code(post(running, "m/versions", bundle="nowhere")) == (400, "bundle_unusable")
         assert code(post(running, "m/versions", bundle="m", share=0)) == (400, "invalid_value")
+        for odd in ({"gate": {"why": ["\ud800"]}}, {"reason": "\ud800"}):
+            refused = post(running, "m/versions", bundle=str(tmp_path / "b"), **odd)
+            assert code(refused) == (400, "invalid_value")
         assert code(post(running, "a b/versions", bundle=str(tmp_path / "b"))) == (400, "invalid_value")
         assert versions(running) == before
         assert picture(running) == kept

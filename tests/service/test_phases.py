@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import ServiceError
-from service.image import CancelledError
+from service.image import ONLINE, CancelledError
 from service.metrics import Metrics
 from service.phases import Phase
 
@@ -24,6 +24,7 @@ from .running import wait_until
 class Ticket:
     number: int
     priority: int = 0
+    lane: int = ONLINE
     rounds: int = 1
     group: str = "a"
     bad: bool = False

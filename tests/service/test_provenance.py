@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from engines.bundle import Bundle, find_bundle
+from engines.bundle import Bundle
 from engines.runtime import load_runtime
 from engines.runtime.sampler import generate
+from engines.store import find_bundle
 from fewstep.cli import main
 from service.errors import ServiceError
 from service.pictures import to_file

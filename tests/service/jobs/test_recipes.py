@@ -40,7 +40,7 @@ def test_every_shipped_recipe_can_be_asked_for(name: str) -> None:
 def test_without_a_name_it_is_the_teachers_first_or_the_published_run() -> None:
     assert RECIPES.resolve("shapes-sd3", {}) == RECIPES.resolve("shapes-sd3", {"recipe": "shapes-sd3"})
     assert RECIPES.resolve("/models/mine", {"batch": 8}) == {"batch": 8}
-    with pytest.raises(ServiceError, match="it has none: leave recipe out"):
+    with pytest.raises(ServiceError, match="known: published"):
         RECIPES.resolve("lab/mine", {"recipe": "shapes-sana"})
 
 

@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""The head of a Ray cluster in a container: starts Ray, runs the Serve application of a file, ends when that fails.
+
+`fewstep-ray-head FILE [WORDS...]`; the words go to `ray start --head`. Exit codes: 0 stopped; 1 the application or the
+cluster failed; 2 the file or a setting is wrong. The last line says why.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import ray
+import yaml
+from pydantic import ValidationError
+from ray import serve
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+
+from fewstep.ray_serve import build
+from service.errors import ServiceError
+
+LOST_AFTER = 3
+"""Questions in a row without an answer, after which the cluster counts as lost."""
+
+
+class Stopped(Exception):
+    """SIGTERM or SIGINT."""
+
+
+def main(words: list[str]) -> int:
+    if not words:
+        print("usage: fewstep-ray-head FILE [WORDS OF RAY START...]", file=sys.stderr)
+        return 2
+    file = Path(words[0])
+    try:
+        check(file)
+    except (OSError, yaml.YAMLError, ValidationError, ServiceError) as error:
+        return end(2, f"{file}: {' '.join(str(error).split())}")
+    try:
+        subprocess.run(["ray", "start", "--head", *words[1:]], check=True)
+        subprocess.run(["serve", "deploy", str(file)], check=True)
+        ray.init(address="auto", namespace="serve", log_to_driver=False)
+        for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
+            signal.signal(number, _stop)
+        return end(1, watch())
+    except subprocess.CalledProcessError as error:
+        return end(1, f"{' '.join(error.cmd)} ended with {error.returncode}")
+    except Stopped:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        serve.shutdown()  # replicas finish what is inside, within graceful_shutdown_timeout_s
+        return 0
+
+
+def check(file: Path) -> None:
+    """
+    Raises:
+        OSError, yaml.YAMLError, ValidationError, ServiceError: it cannot be read; it is no Serve file; a setting of
+            the application is wrong.
+    """
+    for application in ServeDeploySchema.model_validate(yaml.safe_load(file.read_text())).applications:
+        build(application.args)
+
+
+def watch() -> str:
+    """Returns when an application has failed or the cluster is lost: why."""
+    unanswered, running = 0, False
+    while True:
+        try:
+            states = serve.status().applications
+        except Exception as error:  # of many kinds
+            unanswered += 1
+            if unanswered == LOST_AFTER:
+                return f"the cluster does not answer: {error}"
+        else:
+            unanswered = 0
+            for name, state in states.items():
+                if state.status == ApplicationStatus.DEPLOY_FAILED:
+                    return f"{name}: {_reason(state.message)}"
+            if not running and states and {s.status for s in states.values()} == {ApplicationStatus.RUNNING}:
+                running = True
+                print(f"running: {', '.join(states)}", flush=True)
+        time.sleep(2)
+
+
+def _reason(message: str) -> str:
+    """The line of Ray's report that says what was raised; the last one, if none does."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["no reason given"]
+    return next((line for line in reversed(lines) if "Error" in line.split(":")[0]), lines[-1])
+
+
+def end(code: int, reason: str) -> int:
+    print(f"fewstep-ray-head: {reason}", file=sys.stderr, flush=True)
+    return code
+
+
+def _stop(_: int, __: FrameType | None) -> None:
+    raise Stopped
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,407 @@
+"""Ray: the profile of compose, the program that is its head, and the manifests for KubeRay."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from service.settings import PREFIX, Settings
+
+from .files import DEPLOY, ROOT, load_script, read_yaml, run
+from .live import free_port
+
+SERVICES: dict[str, dict[str, Any]] = read_yaml(DEPLOY / "compose.yaml")["services"]
+SERVE = read_yaml(DEPLOY / "ray" / "serve.yaml")
+FILES = sorted((DEPLOY / "ray").glob("kuberay-*.yaml"))
+DOCUMENTS = [document for file in FILES for document in yaml.safe_load_all(file.read_text())]
+KINDS = {document["kind"]: document for document in DOCUMENTS if document["kind"].startswith("Ray")}
+SERVING, JOBS = KINDS["RayService"]["spec"]["rayClusterConfig"], KINDS["RayCluster"]["spec"]
+WORKER = next(document for document in DOCUMENTS if document["kind"] == "Deployment")
+HEAD = DEPLOY / "image" / "ray_head.py"
+SETTINGS = {PREFIX + name.upper() for name in Settings.model_fields}
+
+VERSIONS = {
+    "ConfigMap": "v1",
+    "PersistentVolumeClaim": "v1",
+    "RayService": "ray.io/v1",
+    "RayCluster": "ray.io/v1",
+    "RayJob": "ray.io/v1",
+    "Deployment": "apps/v1",
+    "PodDisruptionBudget": "policy/v1",
+    "NetworkPolicy": "networking.k8s.io/v1",
+}
+
+
+def groups(cluster: dict[str, Any]) -> list[dict[str, Any]]:
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    """Name -> pod, of every pod in the manifests."""
+    found = {
+        f"{name}/{group.get('groupName', 'head')}": group["template"]["spec"]
+        for name, cluster in (("serving", SERVING), ("jobs", JOBS))
+        for group in groups(cluster)
+    }
+    return found | {"worker": WORKER["spec"]["template"]["spec"]}
+
+
+PODS = pods()
+each_pod = pytest.mark.parametrize("name", sorted(PODS))
+
+
+# ---- compose
+
+
+def test_the_nodes_of_compose_are_one_image_with_one_token() -> None:
+    head, worker = SERVICES["ray-head"], SERVICES["ray-worker"]
+    for name in ("image", "build", "environment", "secrets", "networks", "tmpfs", "shm_size"):
+        assert head[name] == worker[name]
+    assert head["environment"]["RAY_AUTH_MODE"] == "token"
+    assert head["environment"]["RAY_AUTH_TOKEN_PATH"].removeprefix("/run/secrets/") in head["secrets"]
+
+
+def test_only_the_port_of_pictures_is_published() -> None:
+    (port,) = SERVICES["ray-head"]["ports"]
+    assert port.endswith(f":{SERVE['http_options']['port']}")
+    assert SERVICES["ray-head"]["environment"]["FEWSTEP_PORT"] == str(SERVE["http_options"]["port"])
+    assert SERVICES["ray-worker"]["ports"] == []
+
+
+def test_a_worker_joins_the_port_of_the_head() -> None:
+    (port,) = [word for word in SERVICES["ray-head"]["command"] if word.startswith("--port=")]
+    assert f"--address=ray-head:{port.removeprefix('--port=')}" in SERVICES["ray-worker"]["entrypoint"]
+
+
+def test_the_head_runs_the_file_that_is_mounted() -> None:
+    program, file = SERVICES["ray-head"]["entrypoint"]
+    assert f"./ray/serve.yaml:{file}:ro" in SERVICES["ray-head"]["volumes"]
+    assert f"{HEAD.relative_to(ROOT)} /usr/local/bin/{program}" in (ROOT / "Dockerfile").read_text()
+
+
+def test_words_for_ray_start_are_known_to_it() -> None:
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    from ray.scripts.scripts import start
+
+    known = {option for parameter in start.params for option in parameter.opts}
+    for name in ("ray-head", "ray-worker"):
+        for word in SERVICES[name]["command"]:
+            assert word.split("=")[0] in known
+    for group in groups(SERVING) + groups(JOBS):
+        assert {f"--{word}" for word in group["rayStartParams"]} <= known
+
+
+# ---- KubeRay
+
+
+def test_every_document_is_of_a_known_kind_and_version() -> None:
+    assert {document["kind"]: document["apiVersion"] for document in DOCUMENTS} == VERSIONS
+    assert {document["metadata"]["namespace"] for document in DOCUMENTS} == {"fewstep"}
+
+
+def test_the_application_is_that_of_serve_yaml() -> None:
+    assert yaml.safe_load(KINDS["RayService"]["spec"]["serveConfigV2"]) == SERVE
+
+
+def test_the_version_of_ray_is_the_one_in_the_images() -> None:
+    pinned = re.findall(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert [SERVING["rayVersion"], JOBS["rayVersion"]] == pinned * 2
+
+
+@each_pod
+def test_images_are_targets_of_the_dockerfile_and_those_of_compose(name: str) -> None:
+    image, _, tag = PODS[name]["containers"][0]["image"].partition(":")
+    target = image.removeprefix("fewstep/")
+    assert tag == "0.1.0"
+    assert re.search(rf"^FROM \S+ AS {target}$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert any(f":-{image}}}" in service["image"] for service in SERVICES.values())
+    assert "ray" in re.findall(
+        rf"AS {target}-environment\n.*?\.\[([\w,]+)\]", (ROOT / "Dockerfile").read_text(), re.DOTALL
+    )[0].split(",")
+
+
+@each_pod
+def test_a_pod_can_do_little(name: str) -> None:
+    pod = PODS[name]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 10001
+    assert pod["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    # The head that scales its cluster has to ask Kubernetes for pods.
+    assert pod.get("automountServiceAccountToken", True) == (name == "jobs/head")
+
+
+@each_pod
+def test_no_service_gets_into_the_environment(name: str) -> None:
+    """Services named fewstep-... would set FEWSTEP_..., which the server refuses as misspelt settings."""
+    assert PODS[name]["enableServiceLinks"] is False
+
+
+@each_pod
+def test_what_is_mounted_is_there_and_what_is_written_to_is_mounted(name: str) -> None:
+    volumes = {volume["name"]: volume for volume in PODS[name]["volumes"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in PODS[name]["containers"][0]["volumeMounts"]}
+    assert set(mounts) == {"/data", "/tmp"}
+    claims = [document["metadata"]["name"] for document in DOCUMENTS if document["kind"].endswith("Claim")]
+    assert volumes[mounts["/data"]]["persistentVolumeClaim"]["claimName"] in claims
+    assert "emptyDir" in volumes[mounts["/tmp"]]
+
+
+@each_pod
+def test_settings_are_settings(name: str) -> None:
+    container = PODS[name]["containers"][0]
+    named = {entry["name"] for entry in container.get("env", [])}
+    for source in container.get("envFrom", []):
+        (found,) = [d for d in DOCUMENTS if d["metadata"].get("name") == source["configMapRef"]["name"]
+                    and d["kind"] == "ConfigMap"]  # fmt: skip
+        named |= set(found["data"])
+    assert {variable for variable in named if variable.startswith(PREFIX)} <= SETTINGS
+
+
+@pytest.mark.parametrize("name", sorted(set(PODS) - {"worker"}))
+def test_probes_need_no_program_of_the_image(name: str) -> None:
+    """Those that KubeRay puts in call wget."""
+    container = PODS[name]["containers"][0]
+    ports = {port["name"] for port in container["ports"]}
+    for probe in ("readinessProbe", "livenessProbe"):
+        ask = container[probe]["httpGet"]
+        assert (ask["path"], ask["port"]) in {("/api/local_raylet_healthz", 52365), ("/-/healthz", "serve")}
+        assert isinstance(ask["port"], int) or ask["port"] in ports
+
+
+def test_a_node_gets_requests_while_its_proxy_answers() -> None:
+    (engines,) = SERVING["workerGroupSpecs"]
+    container = engines["template"]["spec"]["containers"][0]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": "serve"}
+    (port,) = [port for port in container["ports"] if port["name"] == "serve"]
+    assert port["containerPort"] == SERVE["http_options"]["port"]
+
+
+def test_a_node_has_room_for_a_replica_and_an_ingress() -> None:
+    (engines,) = SERVING["workerGroupSpecs"]
+    per_node = float(engines["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    deployments = {d["name"]: d for d in SERVE["applications"][0]["deployments"]}
+    least = sum(
+        d["ray_actor_options"]["num_cpus"]
+        * d.get("num_replicas", d.get("autoscaling_config", {}).get("min_replicas"))
+        for d in deployments.values()
+    )
+    assert least <= per_node * engines["minReplicas"]
+    assert least <= float(re.findall(r"RAY_CPUS:-(\d+)", (DEPLOY / "compose.yaml").read_text())[0])
+    assert engines["maxReplicas"] >= deployments["Engine"]["autoscaling_config"]["max_replicas"] / per_node
+
+
+def test_both_clusters_and_the_worker_know_the_token() -> None:
+    assert SERVING["authOptions"] == JOBS["authOptions"] == {"mode": "token", "secretName": "fewstep-ray"}
+    worker = {entry["name"]: entry for entry in PODS["worker"]["containers"][0]["env"]}
+    assert worker["RAY_AUTH_MODE"]["value"] == "token"
+    assert worker["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"] == {
+        "name": "fewstep-ray",
+        "key": "auth_token",
+    }
+
+
+def test_the_worker_asks_the_cluster_of_jobs() -> None:
+    worker = {entry["name"]: entry.get("value") for entry in PODS["worker"]["containers"][0]["env"]}
+    assert worker["FEWSTEP_JOBS_BACKEND"] == "ray"
+    name = KINDS["RayCluster"]["metadata"]["name"]
+    assert worker["FEWSTEP_JOBS_RAY_ADDRESS"] == f"http://{name}-head-svc:8265"
+    assert KINDS["RayJob"]["spec"]["clusterSelector"] == {"ray.io/cluster": name}
+    assert WORKER["spec"]["template"]["metadata"]["labels"] == WORKER["spec"]["selector"]["matchLabels"]
+
+
+def test_who_trains_has_time_to_save_its_state() -> None:
+    stop = Settings.model_fields["jobs_stop_seconds"].default
+    for name in ("jobs/head", "jobs/gpus", "worker"):
+        assert PODS[name]["terminationGracePeriodSeconds"] > stop
+
+
+def test_the_job_of_its_own_is_a_command_that_there_is() -> None:
+    from fewstep.cli import parser
+
+    words = KINDS["RayJob"]["spec"]["entrypoint"].split()
+    assert words[0] == "fewstep"
+    chosen = parser().parse_args(words[1:])
+    assert (ROOT / "distill" / "recipes" / f"{words[2]}.yaml").exists()
+    assert (chosen.ray, chosen.resume) == ("auto", True)
+
+
+def test_ray_itself_cannot_be_reached_from_elsewhere() -> None:
+    (policy,) = [document for document in DOCUMENTS if document["kind"] == "NetworkPolicy"]
+    open_to_all = [rule for rule in policy["spec"]["ingress"] if "from" not in rule]
+    assert [rule["ports"] for rule in open_to_all] == [[{"port": 8000}, {"port": 8080}]]
+    labels = [group["template"]["metadata"]["labels"] for group in groups(SERVING)]
+    (budget,) = [document for document in DOCUMENTS if document["kind"] == "PodDisruptionBudget"]
+    assert labels == [budget["spec"]["selector"]["matchLabels"]] * 2
+
+
+# ---- the head
+
+
+@pytest.fixture(scope="module")
+def head() -> Any:
+    pytest.importorskip("ray.serve", reason="needs the extra `ray`")
+    return load_script(HEAD)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("applications: [{name: a, import_path: x:y, args: {settings: {queue_limit: 0}}}]", "queue_limit"),
+        (
+            "applications: [{name: a, import_path: x:y, args: {settings: {queu_limit: 3}}}]",
+            "FEWSTEP_QUEUE_LIMIT",
+        ),
+        ("applications: 3", "applications"),
+        ("a: [", "expected"),
+        ("", "ServeDeploySchema"),
+        (None, "No such file"),
+    ],
+)
+def test_a_wrong_file_ends_it_before_ray_is_started(
+    head: Any, tmp_path: Path, content: str | None, words: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(head.subprocess, "run", lambda *_, **__: pytest.fail("something was started"))
+    file = tmp_path / "serve.yaml"
+    if content is not None:
+        file.write_text(content)
+    assert head.main([str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fewstep-ray-head: {file}: ")
+    assert words in line
+
+
+def test_without_a_file_it_says_how_it_is_called(head: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert head.main([]) == 2
+    assert "usage: fewstep-ray-head FILE" in capsys.readouterr().err
+
+
+def test_a_ray_that_does_not_start_is_named(
+    head: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "ray").write_text("#!/bin/sh\nexit 7\n")
+    (tmp_path / "ray").chmod(0o755)
+    assert head.main([str(DEPLOY / "ray" / "serve.yaml"), "--port=1"]) == 1
+    assert capsys.readouterr().err == "fewstep-ray-head: ray start --head --port=1 ended with 7\n"
+
+
+class Told:
+    """Stands for `ray.serve`: each question is answered with what is next in the list."""
+
+    def __init__(self, *answers: dict[str, tuple[str, str]] | Exception) -> None:
+        self.answers = list(answers)
+
+    def status(self) -> Any:
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        states = {name: SimpleNamespace(status=status, message=why) for name, (status, why) in answer.items()}
+        return SimpleNamespace(applications=states)
+
+
+def watched(head: Any, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> str:
+    monkeypatch.setattr(head, "serve", Told(*answers))
+    monkeypatch.setattr(head.time, "sleep", lambda _: None)
+    reason: str = head.watch()
+    return reason
+
+
+def test_a_failed_application_ends_it_with_its_reason(
+    head: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    why = "Deploying failed:\n  File x, line 1\n service.errors.ServiceError: no bundle 'x'\nThe deployment failed"
+    reason = watched(
+        head,
+        monkeypatch,
+        {},
+        {"fewstep": ("DEPLOYING", "")},
+        {"fewstep": ("RUNNING", "")},
+        {"fewstep": ("RUNNING", "")},
+        {"fewstep": ("DEPLOY_FAILED", why)},
+    )
+    assert reason == "fewstep: service.errors.ServiceError: no bundle 'x'"
+    assert capsys.readouterr().out == "running: fewstep\n"
+
+
+def test_a_cluster_that_answers_again_is_not_lost(head: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = ConnectionError("gone")
+    fine = {"fewstep": ("RUNNING", "")}
+    assert watched(head, monkeypatch, fine, gone, gone, fine, gone, gone, ConnectionError("for good")) == (
+        "the cluster does not answer: for good"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_it_serves_wants_the_token_takes_jobs_and_ends_when_told(tmp_path: Path) -> None:
+    """A real cluster of one node: a picture, a stranger, a job by Ray's client, the alerts' metrics, SIGTERM."""
+    pytest.importorskip("ray.serve", reason="needs the extra `ray`")
+    serving, gcs, dashboard, metrics = (free_port() for _ in range(4))
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump(SERVE | {"http_options": {"host": "127.0.0.1", "port": serving}}))
+    (tmp_path / "token").write_text("b" * 32)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+        "RAY_worker_niceness": "0",
+        "FEWSTEP_DATA_DIR": str(tmp_path / "data"),
+    }
+    words = [
+        f"--port={gcs}",
+        f"--dashboard-port={dashboard}",
+        f"--metrics-export-port={metrics}",
+        "--num-cpus=3",
+    ]
+    words += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--disable-usage-stats"]
+    words += ["--object-store-memory=100000000", "--dashboard-agent-listen-port", str(free_port())]
+    command = [sys.executable, HEAD, file, *words]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(lambda: "running: fewstep" in (tmp_path / "log").read_text(), process, tmp_path / "log")
+        url, board = f"http://127.0.0.1:{serving}", f"http://127.0.0.1:{dashboard}"
+        drawn = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a red circle"}, timeout=120)
+        assert drawn.status_code == 200, drawn.text
+        assert httpx.get(f"{board}/api/jobs/", timeout=60).status_code == 401, "no token"
+        told = run(
+            "ray", "job", "submit", "--address", board, "--", "fewstep", "doctor", "--json", env=environment
+        )
+        assert told.returncode == 0, told.stdout + told.stderr
+        assert '"onnxruntime"' in told.stdout, "the job's own words"
+        named = {"ray_serve_application_status", "ray_serve_deployment_replica_healthy"}
+        named |= {"ray_serve_autoscaling_target_replicas"}
+        wait_for(lambda: all(name in scraped(metrics) for name in named), process, tmp_path / "log")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0, (tmp_path / "log").read_text()[-2000:]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # Ray's processes are of its group
+
+
+def scraped(port: int) -> str:
+    return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
+
+
+def wait_for(condition: Any, process: subprocess.Popen[bytes], log: Path, seconds: float = 400) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.5)
