@@ -12,7 +12,7 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import cache, partial
@@ -41,6 +41,7 @@ from engines.runtime.fused import FusedGenerator
 from engines.runtime.onnx import OnnxRuntime
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
+BACKENDS = ("onnxruntime-cpu", "torch", "torch-compile")
 Variant = tuple[str, str]
 """Backend and precision."""
 Runtimes = dict[Variant, Runtime]
@@ -54,9 +55,7 @@ def main() -> None:
         print(_sizes(bundles), end="\n\n")
         if options.only == "export":
             return
-        runtimes = {
-            variant: runtime for variant, runtime in _runtimes(bundles) if options.of in (None, *variant)
-        }
+        runtimes = dict(_runtimes(bundles, options.backends))
         if options.judge:
             print(_judged(runtimes, options.judge), end="\n\n")
         if options.only != "whole":
@@ -72,7 +71,8 @@ def _options() -> argparse.Namespace:
     command.add_argument("--rounds", type=int, default=9)
     command.add_argument("--bundles", type=Path, metavar="FOLDER", help="where the exports are kept")
     command.add_argument("--only", choices=["export", "phases", "whole"], help="do only this")
-    command.add_argument("--of", metavar="NAME", help="measure only this runtime or precision")
+    command.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
+    command.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
     command.add_argument("--judge", type=int, metavar="IMAGES", help="also judge this many shapes pictures")
     return command.parse_args()
 
@@ -80,7 +80,9 @@ def _options() -> argparse.Namespace:
 def _exported(options: argparse.Namespace, folder: Path) -> dict[str, Bundle]:
     """A bundle for each precision, whatever it draws: those that would be refused are measured too."""
     traced: dict[Any, Any] = {}
-    return {name: _bundle(options, folder / f"{options.student}-{name}", traced) for name in PRECISIONS}
+    return {
+        name: _bundle(options, folder / f"{options.student}-{name}", traced) for name in options.precisions
+    }
 
 
 def _bundle(options: argparse.Namespace, folder: Path, traced: dict[Any, Any]) -> Bundle:
@@ -102,10 +104,10 @@ def _bundle(options: argparse.Namespace, folder: Path, traced: dict[Any, Any]) -
     return Bundle.load(folder)
 
 
-def _runtimes(bundles: dict[str, Bundle]) -> Iterator[tuple[Variant, Runtime]]:
-    """Every backend of this CPU that runs a bundle."""
+def _runtimes(bundles: dict[str, Bundle], backends: Sequence[str]) -> Iterator[tuple[Variant, Runtime]]:
+    """Every backend that runs a bundle on this CPU."""
     for name, bundle in bundles.items():
-        for backend in ("onnxruntime-cpu", "torch", "torch-compile"):
+        for backend in backends:
             try:
                 yield (backend, name), load_runtime(bundle, backend, threads=1)
             except EngineError as error:
@@ -125,7 +127,9 @@ def _sizes(bundles: dict[str, Bundle]) -> str:
 
 def _size(bundle: Bundle) -> list[str]:
     found = bundle.manifest.certificate.measurements
-    parts = [file for file in bundle.manifest.files if not file.startswith("generator")]
+    parts = [
+        file for file in bundle.manifest.files if not file.startswith("generator") and ".pt2" not in file
+    ]
     megabytes = sum((bundle.path / file).stat().st_size for file in parts) / 1e6
     psnr = min(one.psnr_db for one in found if one.psnr_db is not None)
     batch = max(one.relative for one in found if one.part == "batch")
