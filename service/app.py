@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from engines.runtime.base import Runtime
 
+from .batches.room import Batches
 from .context import Service
 from .errors import ServiceError, to_response
 from .idempotency import Idempotency
@@ -24,7 +25,7 @@ from .metrics import Metrics, package_version
 from .middleware import RequestEnvelope
 from .models import Models
 from .pictures import FileStore
-from .routes import files, images, jobs, models, operations
+from .routes import batches, files, images, jobs, models, operations
 from .settings import Settings
 from .tracing import Tracing
 
@@ -41,15 +42,18 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
     metrics = Metrics()
     metrics.health.queue_limit.set(settings.queue_limit)
     served = Models(settings, metrics, runtimes)
+    pictures = FileStore(settings.data_dir / "pictures")
+    work = Jobs(settings, metrics, served)
     service = Service(
         settings,
         metrics,
         served,
-        FileStore(settings.data_dir / "pictures"),
+        pictures,
         Keys(settings.api_keys),
         Tracing(),
         Idempotency(),
-        Jobs(settings, metrics, served),
+        work,
+        Batches(settings, metrics, served, work),
     )
     app = FastAPI(
         title="fewstep",
@@ -79,7 +83,7 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
         )
     for kind in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
-    for routes in (images, models, files, operations):
+    for routes in (images, models, files, batches, operations):
         app.include_router(routes.router)
     for prefix in ("/v1/distillation", "/v1/fine_tuning"):
         app.include_router(jobs.router, prefix=prefix)
@@ -93,7 +97,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if not service.models.started:  # else whoever started them hears of a failure
         service.models.start().add_done_callback(_report)
     service.jobs.start()
+    service.batches.start()
     yield
+    await service.batches.stop()
     await service.models.drain(0)
     await asyncio.to_thread(service.jobs.stop)
 

@@ -7,6 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from .batches.room import Batches
 from .idempotency import Idempotency
 from .jobs.room import Jobs
 from .keys import Keys
@@ -27,6 +28,7 @@ class Service:
     tracing: Tracing
     idempotency: Idempotency
     jobs: Jobs
+    batches: Batches
 
 
 async def service_of(request: Request) -> Service:

@@ -42,6 +42,11 @@ class ServiceError(Exception):
             return "rate_limit_error"
         return "invalid_request_error" if self.status < 500 else "server_error"
 
+    def as_object(self) -> dict[str, Any]:
+        """The body of an answer."""
+        told = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": told}
+
 
 class ClientGoneError(Exception):
     """The connection ended before the request or its answer did; nobody is left to be told."""
@@ -53,25 +58,25 @@ def invalid(param: str, message: str, code: str = "invalid_value") -> ServiceErr
 
 def to_response(error: Exception) -> Response:
     """Any exception -> the response that a client of the OpenAI API understands."""
-    known = _as_service_error(error)
-    body = {"message": known.message, "type": known.type, "param": known.param, "code": known.code}
+    known = as_service_error(error)
     # ASCII only: a message may quote a lone surrogate, which has no UTF-8 form.
-    content = json.dumps({"error": body}, ensure_ascii=True)
+    content = json.dumps(known.as_object(), ensure_ascii=True)
     return Response(content, known.status, known.headers, media_type="application/json")
 
 
-def _as_service_error(error: Exception) -> ServiceError:
+def as_service_error(error: Exception) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, RequestValidationError):
-        return _from_validation(error.errors()[0])
+        return from_validation(error.errors()[0])
     if isinstance(error, HTTPException):
         return _from_http(error)
     message = "The server failed to process the request; its log has the reason under this x-request-id."
     return ServiceError(message, status=500, code="internal_error")
 
 
-def _from_validation(problem: Mapping[str, Any]) -> ServiceError:
+def from_validation(problem: Mapping[str, Any]) -> ServiceError:
+    """Of a problem of pydantic's, whose location begins with where the whole comes from."""
     kind, location = str(problem["type"]), _location(problem["loc"])
     if kind == "json_invalid":
         return ServiceError("The body is not valid JSON.", code="invalid_json")

@@ -8,6 +8,8 @@ WEIGHT = 0.1
 """Of a new measurement; about the last twenty count."""
 OUTLIER = 4.0
 """Times the mean as which anything longer counts: one stall says little about the next batch."""
+SLACK = 1.25
+"""Times what an image takes in the best batch, that it may take in one that is over sooner."""
 
 
 class LatencyModel:
@@ -52,3 +54,11 @@ class LatencyModel:
         if full not in means or padded not in means:
             return full
         return padded if means[padded] < means[full] * waiting / full else full
+
+    def brief_batch(self, stage: str, group: Hashable, sizes: Sequence[int]) -> int:
+        """The smallest allowed size at which an image takes hardly longer than at the best one: whoever comes
+        meanwhile waits least for it. The largest where none has been seen."""
+        means = self._means.get((stage, group), {})
+        each = {size: means[size] / size for size in sizes if size in means}
+        limit = SLACK * min(each.values(), default=0.0)
+        return min((size for size, seconds in each.items() if seconds <= limit), default=max(sizes))

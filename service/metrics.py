@@ -23,6 +23,17 @@ from .versions import Version
 SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 """Dense where few-step generation lives: 60 ms and 95 ms fall into different buckets."""
 JOB_STATUSES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
+BATCH_STATUSES = (
+    "validating",
+    "in_progress",
+    "finalizing",
+    "completed",
+    "failed",
+    "expired",
+    "cancelling",
+    "cancelled",
+)
+BATCH_OUTCOMES = ("ok", "invalid", "error", "rejected", "expired", "cancelled")
 JOB_SECONDS = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 4)
 IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
@@ -210,6 +221,17 @@ class Metrics:
             registry=registry,
         )
         self.running = RunningJobs(registry)
+        self.batches = Gauge("fewstep_batches", "Batches in the database.", ["status"], registry=registry)
+        for status in BATCH_STATUSES:
+            self.batches.labels(status)
+        self.batch_requests = Counter(
+            "fewstep_batch_requests",
+            "Requests of batches that this server has answered or given up.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in BATCH_OUTCOMES:
+            self.batch_requests.labels(outcome)
 
     def _add_versions(self, registry: CollectorRegistry) -> None:
         self.version_requests = Counter(

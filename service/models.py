@@ -152,6 +152,16 @@ class Models:
         with hosted.lease():
             yield hosted
 
+    async def spare(self, name: str | None, key: str) -> Generator:
+        """As `use`, for work that nobody waits for: no model leaves memory for it, and it keeps none there.
+
+        Raises:
+            ServiceError: as `use`.
+        """
+        line, pinned = self.find(name)
+        version = pinned or line.route(key)
+        return (self.hosted(version) or await self._summon(version, evict=False)).generator
+
     async def publish(
         self,
         name: str,
@@ -333,14 +343,14 @@ class Models:
         elif line.name in self._configured:
             raise error
 
-    async def _summon(self, version: Version) -> Hosted:
+    async def _summon(self, version: Version, evict: bool = True) -> Hosted:
         if self._loading is None or not self._loading.done():
             raise _loading(version.id.rpartition("@")[0])
         if version.state == "retired":
             message = f"'{version.id}' is retired; an administrator can load it again."
             raise ServiceError(message, status=404, param="model", code="model_not_found")
         self._check_open()
-        return await self._host.get(version)
+        return await self._host.get(version, evict)
 
     async def _bundle(self, name: str, reference: str) -> Bundle:
         try:

@@ -101,6 +101,19 @@ class Order:
                 raise outcome
         return [outcome for outcome in outcomes if isinstance(outcome, bytes)]
 
+    async def filled_in(self) -> list[bytes]:
+        """The files of all images, drawn in places that nothing else needs.
+
+        Raises:
+            ServiceError: 503, the model is leaving memory; or why an image could not be drawn.
+        """
+        self.generator.fill_in(self.images)
+        try:
+            return await asyncio.gather(*(asyncio.wrap_future(image.file) for image in self.images))
+        except BaseException:
+            self.cancel()
+            raise
+
     def cancel(self) -> None:
         self.generator.cancel(self.images)
 
@@ -152,6 +165,21 @@ def read_order(
     ]
     open_ended = body.quality == "auto" and body.num_inference_steps is None
     return Order(body, generator, images, generator.steps if open_ended else ())
+
+
+def lot_of(body: ImagesRequest, key: str | None = None) -> str:
+    """What decides whether a request is the canary's: the same for one that is sent again.
+
+    Args:
+        key: Its Idempotency-Key.
+    """
+    if key:
+        return f"key {key}"
+    if body.user:
+        return f"user {body.user}"
+    if body.seed is not None:
+        return f"seed {body.seed} {body.prompt}"
+    return secrets.token_hex(8)
 
 
 def quality_of(steps: int) -> Quality:

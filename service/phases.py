@@ -237,11 +237,12 @@ class Phase(Generic[T, R]):
 
     def _choose(self) -> list[T]:
         """Takes the first item out, with those next in order that may share its batch: one of the size
-        that those online would have alone, if there are any."""
+        that those online would have alone, if there are any, else one that is soon over."""
         ordered = self._arrange(self._waiting)
         group = self._group(ordered[0])
         alike = [item for item in ordered if self._group(item) == group]
-        count = _online(alike) or len(alike)
+        brief = self._latency.brief_batch(self.name, group, self._sizes)
+        count = _online(alike) or min(len(alike), brief)
         count = min(count, self._latency.best_batch(self.name, group, self._sizes, count))
         batch = alike[: self._places(count)]
         chosen = set(map(id, batch))

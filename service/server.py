@@ -86,6 +86,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     finally:
         # Still listening, so that a load balancer sees /health/ready turn and late requests get a 503.
         app.state.service.jobs.wind_down()
+        await app.state.service.batches.stop()
         await models.drain(settings.drain_seconds)
         server.should_exit = True
         await serving

@@ -127,6 +127,14 @@ class Settings(BaseSettings):
     max_file_bytes: int = Field(
         default=64 << 20, ge=1024, description="Largest file of POST /v1/files; larger ones get 413"
     )
+    batch_max_lines: int = Field(
+        default=50_000, ge=1, description="Requests in the file of a batch; a file with more gets 400"
+    )
+    batch_queue_limit: int = Field(
+        default=100,
+        ge=1,
+        description="Batches of one key that are not at their end; beyond it new ones get 429",
+    )
     jobs_queue_limit: int = Field(
         default=100, ge=1, description="Jobs that may wait for a runner; beyond it new ones get 429"
     )

@@ -9,8 +9,9 @@ from typing import Any, Literal, Protocol
 
 from ..errors import ServiceError
 from .gate import Publish
+from .leases import Lease
 from .stages import Plan
-from .store import JobStore, Lease
+from .store import JobStore
 from .tables import JobRow, Wish
 from .tail import Checkpoint, Progress
 

@@ -9,8 +9,8 @@ from types import TracebackType
 
 from .database import StoreGoneError
 from .desk import Claim, Desk
+from .leases import LeaseLostError
 from .local import renew
-from .store import LeaseLostError
 from .tables import Wish
 from .tail import Progress
 

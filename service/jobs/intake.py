@@ -48,7 +48,7 @@ class Intake:
             options=self._options(body),
             metadata=body.metadata or {},
             client=client,
-            idempotency_key=_scoped(client, key),
+            idempotency_key=scoped(client, key),
             digest=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
         )
 
@@ -88,8 +88,12 @@ class Intake:
         return options
 
 
-def _scoped(client: str, key: str | None) -> str | None:
-    """Clients cannot meet each other's keys."""
+def scoped(client: str, key: str | None) -> str | None:
+    """An Idempotency-Key as it is kept: clients cannot meet each other's.
+
+    Raises:
+        ServiceError: 400, it is none.
+    """
     if key is None:
         return None
     if not 0 < len(key) <= LONGEST_KEY or not key.isprintable():

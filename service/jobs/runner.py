@@ -20,9 +20,9 @@ from .attend import read_json, write_json
 from .database import StoreGoneError
 from .desk import Claim, Desk, Ending, Left, Over
 from .heartbeat import Heartbeat
+from .leases import LeaseLostError
 from .local import Backend, Command, ask_to_stop, exclusive, outcome
 from .stages import Plan
-from .store import LeaseLostError
 from .tail import Follower, Progress
 
 log = logging.getLogger(__name__)

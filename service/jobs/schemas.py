@@ -15,13 +15,17 @@ METADATA_KEY = r"^[\w .:/@-]{1,64}$"
 
 
 Name = Annotated[Text, Field(min_length=1, max_length=512)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(pattern=METADATA_KEY)], Annotated[Text, Field(max_length=512)]] | None,
+    Field(max_length=16),
+]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Method(_Body):
+class Method(Body):
     type: Literal["sid"] = "sid"
     sid: Annotated[dict[str, Any], AfterValidator(whole_inside)] = Field(
         default={},
@@ -30,18 +34,18 @@ class Method(_Body):
     )
 
 
-class Webhook(_Body):
+class Webhook(Body):
     url: Annotated[Text, Field(max_length=2000, pattern=r"^https?://")]
 
 
-class Integration(_Body):
+class Integration(Body):
     """Whoever is to be told when the job has ended."""
 
     type: Literal["webhook"]
     webhook: Webhook
 
 
-class JobRequest(_Body):
+class JobRequest(Body):
     """`POST …/jobs`."""
 
     model: Name = Field(
@@ -53,13 +57,7 @@ class JobRequest(_Body):
         None, pattern=r"^[A-Za-z0-9][\w.-]{0,63}$", description="Of the student's name"
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="0 by default")
-    metadata: (
-        dict[
-            Annotated[str, Field(pattern=METADATA_KEY)],
-            Annotated[Text, Field(max_length=512)],
-        ]
-        | None
-    ) = Field(None, max_length=16)
+    metadata: Metadata = None
     integrations: list[Integration] | None = Field(None, max_length=1)
     validation_file: None = Field(None, description="Not used: the gate says what is measured")
     gate: Gate | None = Field(None, description="What is measured at the end, and what has to hold")

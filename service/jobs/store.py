@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import func, or_, select, text
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from ..errors import ServiceError
 from .database import Database
+from .leases import Lease, held, known, one_at_a_time, page, take
 from .tables import (
     ACTIVE,
     ENDED,
@@ -36,10 +37,6 @@ from .tables import (
 
 Announce = Callable[[JobRow, str], Mapping[str, Any]]
 """A job that has ended, and the id of the message -> the body of its webhook."""
-
-
-class LeaseLostError(Exception):
-    """The job is another owner's by now, or nobody's."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +61,6 @@ class NewJob:
     digest: str = ""
 
 
-@dataclass(frozen=True)
-class Lease:
-    """The right to write about a running job."""
-
-    job: str
-    fence: int
-
-
 class JobStore:
     """The jobs of one database, for any number of servers and runners."""
 
@@ -87,9 +76,9 @@ class JobStore:
             ServiceError: 429, `limit` jobs wait already; 422, the key was used for another request.
         """
         with self.database.begin() as session:
-            _one_at_a_time(session)
-            if known := _known(session, wanted):
-                return known
+            one_at_a_time(session)
+            if job := known(session, JobRow, wanted.idempotency_key, wanted.digest):
+                return job
             waiting = session.scalar(
                 select(func.count()).select_from(JobRow).where(JobRow.status == "queued")
             )
@@ -117,14 +106,13 @@ class JobStore:
         self, after: str | None = None, limit: int = 20, metadata: Mapping[str, str] | None = None
     ) -> tuple[Sequence[JobRow], bool]:
         """The newest first, and whether there are more."""
-        wanted = select(JobRow).order_by(JobRow.number.desc()).limit(limit + 1)
+        wanted = select(JobRow).order_by(JobRow.number.desc())
         for key, value in (metadata or {}).items():
             wanted = wanted.where(JobRow.details[key].as_string() == value)
         with self.database.begin() as session:
             if after is not None:
                 wanted = wanted.where(JobRow.number < _found(session, after, "after").number)
-            found = session.scalars(wanted).all()
-        return found[:limit], len(found) > limit
+            return page(session, wanted, limit)
 
     def cancel(self, job: str) -> JobRow:
         """At once where nobody works on it, else at the owner's next heartbeat.
@@ -178,23 +166,23 @@ class JobStore:
             _found(session, job)
             return session.scalars(wanted.order_by(EventRow.number).limit(limit)).all()
 
-    def latest_events(self, job: str, before: int | None, limit: int) -> Sequence[EventRow]:
-        """Those before number `before`, the newest first, as the OpenAI API lists them."""
+    def latest_events(self, job: str, before: int | None, limit: int) -> tuple[Sequence[EventRow], bool]:
+        """Those before number `before`, the newest first, as the OpenAI API lists them, and whether there are more."""
         wanted = select(EventRow).where(EventRow.job == job)
         if before is not None:
             wanted = wanted.where(EventRow.number < before)
         with self.database.begin() as session:
             _found(session, job)
-            return session.scalars(wanted.order_by(EventRow.number.desc()).limit(limit)).all()
+            return page(session, wanted.order_by(EventRow.number.desc()), limit)
 
-    def checkpoints(self, job: str, before: int | None, limit: int) -> Sequence[CheckpointRow]:
-        """Those before step `before`, the newest first."""
+    def checkpoints(self, job: str, before: int | None, limit: int) -> tuple[Sequence[CheckpointRow], bool]:
+        """Those before step `before`, the newest first, and whether there are more."""
         wanted = select(CheckpointRow).where(CheckpointRow.job == job)
         if before is not None:
             wanted = wanted.where(CheckpointRow.step < before)
         with self.database.begin() as session:
             _found(session, job)
-            return session.scalars(wanted.order_by(CheckpointRow.step.desc()).limit(limit)).all()
+            return page(session, wanted.order_by(CheckpointRow.step.desc()), limit)
 
     def checkpoint_row(self, job: str, id: str) -> CheckpointRow:
         """
@@ -242,12 +230,11 @@ class JobStore:
             job = session.scalars(wanted.with_for_update(skip_locked=True)).first()
             if job is None:
                 return None
-            again = job.status == "running"
-            job.status, job.owner, job.fence = "running", owner, job.fence + 1
-            job.lease_until = instant + lease_seconds
+            again, lease = job.status == "running", take(job, owner, lease_seconds)
+            job.status = "running"
             job.started_at = job.started_at or now()
             _say(session, job, "The job goes on after an interruption." if again else "The job is running.")
-            return job, Lease(job.id, job.fence)
+            return job, lease
 
     def heartbeat(self, lease: Lease, lease_seconds: float, progress: Mapping[str, Any]) -> Wish:
         """Renews the lease and notes how far the job is; returns what is wished of it.
@@ -371,22 +358,6 @@ def _asked(wanted: NewJob) -> dict[str, Any]:
     }
 
 
-def _one_at_a_time(session: Session) -> None:
-    """Until the end of the transaction: numbers, the queue's bound and idempotency keys look at all jobs."""
-    if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer anyway
-        session.execute(text("SELECT pg_advisory_xact_lock(7306)"))
-
-
-def _known(session: Session, wanted: NewJob) -> JobRow | None:
-    if wanted.idempotency_key is None:
-        return None
-    found = session.scalars(select(JobRow).where(JobRow.idempotency_key == wanted.idempotency_key)).first()
-    if found is not None and found.request_digest != wanted.digest:
-        message = "This Idempotency-Key was used for a request with other fields."
-        raise ServiceError(message, status=422, code="idempotency_key_reused")
-    return found
-
-
 def _found(session: Session, job: str, param: str | None = None, change: bool = False) -> JobRow:
     """A job to be changed is locked; whoever only reads keeps no heartbeat waiting."""
     row = session.get(JobRow, job, with_for_update=change) if is_id(job) else None
@@ -404,10 +375,7 @@ def _active(session: Session, job: str, done: str) -> JobRow:
 
 
 def _held(session: Session, lease: Lease) -> JobRow:
-    row = session.get(JobRow, lease.job, with_for_update=True)
-    if row is None or row.status != "running" or row.fence != lease.fence:
-        raise LeaseLostError(lease.job)
-    return row
+    return held(session, JobRow, lease, ("running",))
 
 
 def _wish(session: Session, job: JobRow, wish: Wish) -> JobRow:

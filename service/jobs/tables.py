@@ -13,6 +13,11 @@ Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelle
 Wish = Literal["run", "pause", "cancel"]
 ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 ACTIVE: tuple[Status, ...] = ("queued", "running", "paused")
+BatchStatus = Literal[
+    "validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"
+]
+OPEN: tuple[BatchStatus, ...] = ("validating", "in_progress", "finalizing", "cancelling")
+"""Of batches that have not come to their end."""
 
 
 def now() -> int:
@@ -31,6 +36,19 @@ def is_id(text: str) -> bool:
 
 class Base(DeclarativeBase):
     type_annotation_map = {str: Text, dict[str, Any]: JSON, int: BigInteger, float: Double}  # noqa: RUF012
+
+
+class Leased:
+    """A row that one runner at a time works on.
+
+    Attributes:
+        owner, fence, lease_until: Who may write about it. Each claim raises `fence`, so that one who has lost the
+            row and does not know it yet cannot write any more.
+    """
+
+    owner: Mapped[str | None]
+    fence: Mapped[int] = mapped_column(default=0)
+    lease_until: Mapped[float] = mapped_column(default=0.0)
 
 
 class UploadRow(Base):
@@ -52,13 +70,11 @@ class UploadRow(Base):
     client: Mapped[str] = mapped_column(default="", server_default="")
 
 
-class JobRow(Base):
+class JobRow(Leased, Base):
     """A job: what was asked, where it is, who holds it.
 
     Attributes:
         number: Their order; jobs of one second have different ones.
-        owner, fence, lease_until: Who may write about a running job. Each claim raises `fence`, so that one who
-            has lost the job and does not know it yet cannot write any more.
         wish: What its owner is to do at the next heartbeat.
         events: How many it has; events are numbered from 1 without gaps.
         result: What the runner says of the student, its gate and where they are.
@@ -85,10 +101,6 @@ class JobRow(Base):
     details: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)
     request_digest: Mapped[str] = mapped_column(default="")
-
-    owner: Mapped[str | None]
-    fence: Mapped[int] = mapped_column(default=0)
-    lease_until: Mapped[float] = mapped_column(default=0.0)
 
     events: Mapped[int] = mapped_column(default=0)
     progress: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -138,3 +150,58 @@ class DeliveryRow(Base):
     due: Mapped[float]
     done: Mapped[bool] = mapped_column(default=False)
     outcome: Mapped[str] = mapped_column(default="")
+
+
+class BatchRow(Leased, Base):
+    """Requests of one file, answered when there is time; times are Unix seconds of when it got there.
+
+    Attributes:
+        number: Their order; batches of one second have different ones.
+        input_file, output_file, error_file: Ids of files.
+        errors: Why it failed as a whole, as `{"data": [...]}`.
+        total, completed, failed: Of its requests.
+    """
+
+    __tablename__ = "batches"
+    __table_args__ = (Index("batches_by_status", "status", "number"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(unique=True)
+    status: Mapped[str]
+    client: Mapped[str] = mapped_column(default="")
+    input_file: Mapped[str]
+    output_file: Mapped[str | None]
+    error_file: Mapped[str | None]
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    idempotency_key: Mapped[str | None] = mapped_column(unique=True)
+    request_digest: Mapped[str] = mapped_column(default="")
+    errors: Mapped[dict[str, Any] | None]
+    total: Mapped[int]
+    completed: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[int] = mapped_column(default=0)
+
+    created_at: Mapped[int]
+    expires_at: Mapped[int]
+    in_progress_at: Mapped[int | None]
+    finalizing_at: Mapped[int | None]
+    completed_at: Mapped[int | None]
+    failed_at: Mapped[int | None]
+    expired_at: Mapped[int | None]
+    cancelling_at: Mapped[int | None]
+    cancelled_at: Mapped[int | None]
+
+
+class BatchLineRow(Base):
+    """A request of a batch that has been answered.
+
+    Attributes:
+        number: Of its line in the input file, from 1.
+        name: Of the file with its answer, in the batch's folder.
+    """
+
+    __tablename__ = "batch_lines"
+
+    batch: Mapped[str] = mapped_column(ForeignKey("batches.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    failed: Mapped[bool]
+    name: Mapped[str]

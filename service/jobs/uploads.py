@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from sqlalchemy import or_, select
+from sqlalchemy import or_, select, union_all
 from sqlalchemy.orm import Session
 
 from ..errors import ServiceError, invalid
 from .database import Database
-from .tables import ACTIVE, JobRow, UploadRow, is_id, new_id, now
+from .leases import page
+from .tables import ACTIVE, OPEN, BatchRow, JobRow, UploadRow, is_id, new_id, now
 
 Purpose = Literal["fine-tune", "batch", "batch_output"]
 PURPOSES = ("fine-tune", "batch")
@@ -40,37 +42,41 @@ class Uploads:
         Raises:
             ServiceError: 400, it is empty; 413, it is larger than `max_bytes`; 507, the disk is full.
         """
-        id = new_id("file-")
-        path = self.folder / (id + suffix_of(filename))
+        filename = filename[:LONGEST_NAME]
+        chunks = iter(lambda: content.read(CHUNK), b"")
+        row = self.write(chunks, new_id("file-"), filename, purpose, client, self.max_bytes)
         try:
-            size, digest = self._write(content, path)
             with self.database.begin() as session:
-                row = UploadRow(
-                    id=id,
-                    created_at=now(),
-                    filename=filename[:LONGEST_NAME],
-                    purpose=purpose,
-                    bytes=size,
-                    digest=digest,
-                    client=client,
-                )
                 session.add(row)
             return row
         except BaseException:
-            path.unlink(missing_ok=True)
+            self._place(row.id, filename).unlink(missing_ok=True)
             raise
 
-    def _write(self, content: BinaryIO, path: Path) -> tuple[int, str]:
+    def write(
+        self,
+        chunks: Iterable[bytes],
+        id: str,
+        filename: str,
+        purpose: Purpose,
+        client: str,
+        max_bytes: float = math.inf,
+    ) -> UploadRow:
+        """Puts bytes in their place; whoever adds the row to the database makes a file of them.
+
+        Raises:
+            ServiceError: as `add`.
+        """
+        path = self._place(id, filename)
         temporary = path.with_name(f".{path.name}.part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
             with temporary.open("wb") as file:
-                size, digest = self._copy(content, file)
+                size, digest = _copy(chunks, file, max_bytes)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            return size, digest
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             message = f"The server cannot keep the file: {error.strerror or error}."
@@ -79,18 +85,18 @@ class Uploads:
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
+        return UploadRow(
+            id=id,
+            created_at=now(),
+            filename=filename,
+            purpose=purpose,
+            bytes=size,
+            digest=digest,
+            client=client,
+        )
 
-    def _copy(self, content: BinaryIO, file: BinaryIO) -> tuple[int, str]:
-        size, digest = 0, hashlib.sha256()
-        while chunk := content.read(CHUNK):
-            size += len(chunk)
-            if size > self.max_bytes:
-                raise too_large(self.max_bytes)
-            digest.update(chunk)
-            file.write(chunk)
-        if not size:
-            raise invalid("file", "The file is empty.", "empty_file")
-        return size, f"sha256:{digest.hexdigest()}"
+    def _place(self, id: str, filename: str) -> Path:
+        return self.folder / (id + suffix_of(filename))
 
     def _sweep(self) -> None:
         """What a killed server has left half-written."""
@@ -112,7 +118,7 @@ class Uploads:
         Raises:
             ServiceError: 404, they are not on this machine.
         """
-        path = self.folder / (row.id + suffix_of(row.filename))
+        path = self._place(row.id, row.filename)
         if not path.is_file():
             message = (
                 f"The content of {row.id} is not here: the servers of one database share one data folder."
@@ -133,7 +139,7 @@ class Uploads:
         Raises:
             ServiceError: 404, there is no file `after`.
         """
-        wanted = select(UploadRow).limit(limit + 1)
+        wanted = select(UploadRow)
         if client is not None:
             wanted = wanted.where(UploadRow.client == client)
         if purpose is not None:
@@ -149,22 +155,22 @@ class Uploads:
                     if newest_first
                     else or_(made > last.created_at, same & (id > last.id))
                 )
-            rows = session.scalars(wanted).all()
-        return rows[:limit], len(rows) > limit
+            return page(session, wanted, limit)
 
     def delete(self, id: str, client: str | None = None) -> None:
         """
         Raises:
-            ServiceError: 404; 409, a job that has not ended needs it.
+            ServiceError: 404; 409, a job or batch that has not ended needs it.
         """
         with self.database.begin() as session:
             row = _found(session, id, client)
-            needing = select(JobRow.id).where(JobRow.training_file == id, JobRow.status.in_(ACTIVE))
-            if jobs := session.scalars(needing).all():
-                message = f"The file is needed by {', '.join(jobs)}, which has not ended; cancel it first."
+            jobs = select(JobRow.id).where(JobRow.training_file == id, JobRow.status.in_(ACTIVE))
+            batches = select(BatchRow.id).where(BatchRow.input_file == id, BatchRow.status.in_(OPEN))
+            if needing := session.scalars(union_all(jobs, batches)).all():
+                message = f"The file is needed by {', '.join(needing)}, which has not ended; cancel it first."
                 raise ServiceError(message, status=409, code="file_in_use")
             session.delete(row)
-        (self.folder / (id + suffix_of(row.filename))).unlink(missing_ok=True)
+        self._place(id, row.filename).unlink(missing_ok=True)
 
 
 def suffix_of(filename: str) -> str:
@@ -175,6 +181,19 @@ def suffix_of(filename: str) -> str:
 def too_large(limit: int) -> ServiceError:
     message = f"The file is larger than {limit} bytes (FEWSTEP_MAX_FILE_BYTES)."
     return ServiceError(message, status=413, param="file", code="file_too_large")
+
+
+def _copy(chunks: Iterable[bytes], file: BinaryIO, max_bytes: float) -> tuple[int, str]:
+    size, digest = 0, hashlib.sha256()
+    for chunk in chunks:
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_large(int(max_bytes))
+        digest.update(chunk)
+        file.write(chunk)
+    if not size:
+        raise invalid("file", "The file is empty.", "empty_file")
+    return size, f"sha256:{digest.hexdigest()}"
 
 
 def _found(session: Session, id: str, client: str | None) -> UploadRow:

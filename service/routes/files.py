@@ -1,4 +1,4 @@
-"""`/v1/files`: prompt sets for jobs, requests for batches."""
+"""`/v1/files`: prompt sets for jobs, requests and answers of batches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ FORM: dict[str, Any] = {
 
 @router.post("", responses=ERRORS, openapi_extra=FORM)
 async def create_file(request: Request, service: InService) -> FileObject:
-    """Keeps a file: JSONL with `{"prompt": …}` in each line, or text with a prompt in each line."""
+    """Keeps a file. For jobs: JSONL with `{"prompt": …}` in each line, or text with a prompt in each line; for
+    batches: JSONL with a request in each line."""
     try:
         async with request.form(max_files=1, max_fields=20) as form:
             file, purpose = _file(form), _purpose(form, request)

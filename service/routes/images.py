@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import math
 import re
-import secrets
 import time
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
+from ..answers import answer, inline
 from ..context import InService, Service
 from ..errors import ServiceError
 from ..hosting import Hosted
 from ..idempotency import HEADER
 from ..image import Image
 from ..keys import Key
-from ..orders import Order, quality_of, read_order, written
+from ..orders import Order, lot_of, read_order
 from ..pictures import MEDIA_TYPES
 from ..schemas import (
     ErrorObject,
@@ -28,7 +27,7 @@ from ..schemas import (
     ImagesResponse,
 )
 from ..streaming import Stream, check_stream
-from ..usage import timing_of, usage_of
+from ..usage import timing_of
 from ..versions import Version
 
 router = APIRouter(tags=["images"])
@@ -43,7 +42,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorObject}, "5XX":
 async def generate(body: ImagesRequest, request: Request, service: InService) -> Response:
     """Draws pictures. The same seed gives the same picture whatever else the server is doing."""
     request.state.prompt = body.prompt
-    async with service.models.use(body.model, lot_of(body, request)) as hosted:
+    async with service.models.use(body.model, lot_of(body, request.headers.get(HEADER))) as hosted:
         request.state.model, request.state.version = hosted.generator.name, hosted.version.id
         return await _answered(body, hosted, request, service)
 
@@ -130,46 +129,22 @@ def client_of(body: ImagesRequest, request: Request) -> str:
     return getattr(request.state, "client", "") or body.user or ""
 
 
-def lot_of(body: ImagesRequest, request: Request) -> str:
-    """What decides whether the request is the canary's: the same for a request that is sent again."""
-    if key := request.headers.get(HEADER):
-        return f"key {key}"
-    if body.user:
-        return f"user {body.user}"
-    if body.seed is not None:
-        return f"seed {body.seed} {body.prompt}"
-    return secrets.token_hex(8)
-
-
 async def disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def _data(order: Order, files: list[bytes], request: Request, service: Service) -> list[ImageObject]:
-    def entry(image: Image, content: bytes) -> ImageObject:
-        if order.body.response_format != "url":
-            encoded = base64.b64encode(content).decode("ascii")
-            return ImageObject(b64_json=encoded, revised_prompt=None, seed=image.seed)
-        url = request.url_for("image_file", name=service.files.put(content, image.format))
-        return ImageObject(url=str(url), revised_prompt=None, seed=image.seed)
-
-    return [entry(image, content) for image, content in zip(order.images, files)]
-
-
-def answer(order: Order, data: list[ImageObject]) -> ImagesResponse:
-    first = order.images[0]
-    return ImagesResponse(
-        created=int(time.time()),
-        data=data,
-        background="opaque",
-        output_format=first.format,
-        quality=quality_of(first.steps),
-        size=written(first.size),
-        usage=usage_of(order, len(order.images)),
-        model=order.generator.name,
-        num_inference_steps=first.steps,
-    )
+    if order.body.response_format != "url":
+        return inline(order, files)
+    return [
+        ImageObject(
+            url=str(request.url_for("image_file", name=service.files.put(content, image.format))),
+            revised_prompt=None,
+            seed=image.seed,
+        )
+        for image, content in zip(order.images, files)
+    ]
 
 
 def _server_timing(images: list[Image]) -> str:

@@ -103,9 +103,8 @@ async def list_events(
     if stream:
         return await _streamed(id, request, service, after)
     before = None if after is None else event_number(after, "after")
-    rows = await service.jobs.call(service.jobs.store.latest_events, id, before, limit + 1)
-    data = [event_object(row) for row in rows[:limit]]
-    return EventList.model_validate(page_of(data, len(rows) > limit))
+    rows, more = await service.jobs.call(service.jobs.store.latest_events, id, before, limit)
+    return EventList.model_validate(page_of([event_object(row) for row in rows], more))
 
 
 async def _streamed(id: str, request: Request, service: Service, after: str | None) -> Response:
@@ -125,11 +124,11 @@ async def list_checkpoints(
     id: str, request: Request, service: InService, after: str | None = None, limit: Limit = 10
 ) -> CheckpointList:
     """The newest first, each with a grid of what the student drew then."""
-    job, rows = await service.jobs.call(_checkpoints, service, id, after, limit + 1)
+    job, (rows, more) = await service.jobs.call(_checkpoints, service, id, after, limit)
     name = f"ft:{job.model}:fewstep:{job.suffix or ''}:{job.id}"
     here = request.url.path.rstrip("/")
-    data = [checkpoint_object(row, name, lambda one: f"{here}/{one}/sample") for row in rows[:limit]]
-    return CheckpointList.model_validate(page_of(data, len(rows) > limit))
+    data = [checkpoint_object(row, name, lambda one: f"{here}/{one}/sample") for row in rows]
+    return CheckpointList.model_validate(page_of(data, more))
 
 
 def _checkpoints(service: Service, id: str, after: str | None, limit: int) -> Any:

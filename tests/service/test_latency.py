@@ -81,3 +81,23 @@ def test_sizes_and_groups_are_told_apart() -> None:
     assert latency.seconds("denoise", "64x32", 4) is None
     assert latency.per_image("denoise", "64x64") == 5.0 / 8
     assert latency.per_image("decode", "64x64") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("per_call", "per_item", "expected"),
+    [
+        (1.0, 0.0, 8),  # 1, 1/2, 1/4, 1/8 an image
+        (0.0, 1.0, 1),  # all the same
+        (1.0, 1.0, 4),  # 2, 3/2, 5/4, 9/8
+        (0.1, 1.0, 1),
+    ],
+)
+def test_a_brief_batch_is_the_smallest_that_wastes_little(
+    per_call: float, per_item: float, expected: int
+) -> None:
+    assert model(per_call, per_item).brief_batch("denoise", "64x64", SIZES) == expected
+
+
+def test_nothing_is_known_of_a_batch_that_was_never_seen() -> None:
+    assert LatencyModel().brief_batch("denoise", "64x64", SIZES) == 8
+    assert model(1.0, 0.0).brief_batch("decode", "64x64", (2, 4)) == 4

@@ -29,6 +29,8 @@ FROZEN = {
     "fewstep_engine_restarts_total": {"model"},
     "fewstep_jobs": {"status"},
     "fewstep_job_duration_seconds": set(),
+    "fewstep_batches": {"status"},
+    "fewstep_batch_requests_total": {"outcome"},
     "fewstep_ready": set(),
     "fewstep_model_ready": {"model"},
     "fewstep_queue_limit_images": set(),

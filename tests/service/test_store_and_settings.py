@@ -168,6 +168,8 @@ EVERY_SETTING: dict[str, tuple[str, Any]] = {
     "api_keys": ("/etc/keys", Path("/etc/keys")),
     "database_url": ("postgresql://a:b@c/d", SecretStr("postgresql://a:b@c/d")),
     "max_file_bytes": ("8192", 8192),
+    "batch_max_lines": ("70", 70),
+    "batch_queue_limit": ("7", 7),
     "jobs_queue_limit": ("7", 7),
     "jobs_teachers": ("shapes-sana, /models/*", ("shapes-sana", "/models/*")),
     "jobs_data": ("shapes, /pictures/*", ("shapes", "/pictures/*")),

@@ -8,7 +8,7 @@ from typing import Any
 
 from service.jobs.database import StoreGoneError
 from service.jobs.desk import Claim, Ending
-from service.jobs.store import LeaseLostError
+from service.jobs.leases import LeaseLostError
 from service.jobs.tables import Wish
 from service.jobs.tail import Checkpoint, Progress
 

@@ -16,8 +16,8 @@ from service.jobs.artifacts import Artifacts
 from service.jobs.conclude import NOT_ASKED, Conclusion, Retention, psnr_of
 from service.jobs.desk import Claim
 from service.jobs.gate import Gate, Publish, Verdict
+from service.jobs.leases import Lease
 from service.jobs.stages import Plan
-from service.jobs.store import Lease
 
 SHIPPED = Path(__file__).parents[3] / "engines/shipped/shapes-sana-sid"
 ALL = Retention()

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
+from service.jobs.leases import Lease
 from service.jobs.room import Jobs
-from service.jobs.store import JobStore, Lease
+from service.jobs.store import JobStore
 from service.keys import add_key
 from service.settings import Settings
 

@@ -17,9 +17,9 @@ from engines.store import Store
 from service.errors import ServiceError
 from service.jobs.desk import Claim, Ending, Left, Over
 from service.jobs.gate import Publish, Verdict
+from service.jobs.leases import Lease
 from service.jobs.publish import Publication, Remote, serving_bundle
 from service.jobs.stages import Plan
-from service.jobs.store import Lease
 
 from .test_conclude import SHIPPED
 

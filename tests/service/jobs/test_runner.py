@@ -13,10 +13,10 @@ import pytest
 
 from service.jobs.desk import Claim, Ending
 from service.jobs.gate import Gate
+from service.jobs.leases import Lease
 from service.jobs.local import Command, Local, environment
 from service.jobs.runner import Limits, Runner
 from service.jobs.stages import Plan
-from service.jobs.store import Lease
 
 from ..running import wait_until
 from .paper_desk import PaperDesk

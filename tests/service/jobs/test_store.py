@@ -13,7 +13,8 @@ from alembic.migration import MigrationContext
 
 from service.errors import ServiceError
 from service.jobs.database import Database, StoreGoneError, sqlite_url
-from service.jobs.store import JobStore, Lease, LeaseLostError, NewJob
+from service.jobs.leases import Lease, LeaseLostError
+from service.jobs.store import JobStore, NewJob
 from service.jobs.tables import Base, JobRow
 
 FOREVER = 1000.0
@@ -210,7 +211,8 @@ def test_events_are_numbered_without_gaps_whoever_writes_them(store: JobStore) -
     events = store.events(job.id, limit=100)
     assert [event.number for event in events] == list(range(1, 18))
     assert [event.number for event in store.events(job.id, after=15)] == [16, 17]
-    assert [event.number for event in store.latest_events(job.id, before=16, limit=2)] == [15, 14]
+    latest, more = store.latest_events(job.id, before=16, limit=2)
+    assert ([event.number for event in latest], more) == ([15, 14], True)
     assert {event.kind for event in events[2:]} == {"metrics"}
 
 
@@ -220,9 +222,10 @@ def test_a_checkpoint_of_the_same_step_replaces_the_one_before(store: JobStore) 
     store.checkpoint(lease, 60, {"accuracy": 0.5}, "samples/60.png")
     store.checkpoint(lease, 120, {"accuracy": 0.8}, None)
     store.checkpoint(lease, 60, {"accuracy": 0.6}, "samples/60.png")
-    rows = store.checkpoints(job.id, before=None, limit=10)
+    rows, more = store.checkpoints(job.id, before=None, limit=10)
+    assert not more
     assert [(row.step, row.metrics) for row in rows] == [(120, {"accuracy": 0.8}), (60, {"accuracy": 0.6})]
-    assert [row.step for row in store.checkpoints(job.id, before=120, limit=10)] == [60]
+    assert [row.step for row in store.checkpoints(job.id, before=120, limit=10)[0]] == [60]
 
 
 def test_pages_hold_the_newest_first(store: JobStore) -> None:
