@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from .batches.room import Batches
 from .idempotency import Idempotency
 from .jobs.room import Jobs
-from .keys import Keys
+from .keys import Keys, is_foreign
 from .metrics import Metrics
 from .models import Models
 from .pictures import FileStore
@@ -42,8 +42,9 @@ async def admin_of(request: Request) -> Service:
         ServiceError: 403, the request may not change what is served.
     """
     service = await service_of(request)
-    host, origin = request.client.host if request.client else "", request.headers.get("origin")
-    service.keys.check_admin(request.state.key, host, origin, service.settings.open_admin)
+    host, headers = request.client.host if request.client else "", request.headers
+    foreign = is_foreign(headers.get("origin"), headers.get("host", ""))
+    service.keys.check_admin(request.state.key, host, foreign, service.settings.open_admin)
     return service
 
 

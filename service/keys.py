@@ -13,6 +13,7 @@ import secrets
 import time
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -70,21 +71,21 @@ class Keys:
         headers = {"WWW-Authenticate": "Bearer"}
         raise ServiceError(message, status=401, code="invalid_api_key", headers=headers)
 
-    def check_admin(self, key: Key | None, host: str, origin: str | None, anybody: bool) -> None:
+    def check_admin(self, key: Key | None, host: str, foreign: bool, anybody: bool) -> None:
         """Who may change what is served: an admin key; on a server without keys, this machine.
 
         Args:
             key: Of the request, checked.
             host: Where the request comes from.
-            origin: Of the page that sends it, if a browser does. A page may not use that it is
-                shown on this machine.
+            foreign: Whether a browser sends it for a page of somebody else, see `is_foreign`. Such a page
+                may not use that it is shown on this machine.
             anybody: Whether other machines may, too, on a server without keys.
 
         Raises:
             ServiceError: 403.
         """
         if self._open:
-            if anybody or (origin is None and _is_loopback(host)):
+            if anybody or (not foreign and _is_loopback(host)):
                 return
             message = (
                 "A server without API keys takes this from programs on its own machine only: use keys"
@@ -117,6 +118,26 @@ class Keys:
         if key is not None and key.name in self._left:
             left, since = self._left[key.name]
             self._left[key.name] = left + step_images, since
+
+
+def is_foreign(origin: str | None, host: str) -> bool:
+    """Whether a request comes from a page that this server has not sent.
+
+    A name that somebody has pointed at this machine would make his page look like one of ours, so only the
+    machine's own names count.
+
+    Args:
+        origin: As the browser says it; None where no page sends the request.
+        host: Header of the request.
+    """
+    if origin is None:
+        return False
+    try:
+        page = urlsplit(origin)
+        own = page.hostname == "localhost" or _is_loopback(page.hostname or "")
+    except ValueError:
+        return True
+    return not (own and page.netloc == host)
 
 
 def _is_loopback(host: str) -> bool:

@@ -161,6 +161,7 @@ class ModelObject(BaseModel):
     batch_sizes: list[int]
     backend: str | None = Field(description="What runs it; none while it is not in memory")
     precision: str
+    memory_bytes: int | None = Field(description="What it takes in memory, as measured when it was loaded")
     state: Literal["ready", "loading", "stalled", "unloaded"] = Field(
         description="An unloaded model is loaded when it is asked for"
     )

@@ -37,7 +37,7 @@ class Watch:
         self._server, self._job, self._view, self._samples = server, job, view, samples
         self._sleep = sleep
         self._last: str | None = None
-        self._shown = self._sample = ""
+        self._shown = ""
 
     def follow(self) -> Json:
         """Returns the job when it has ended.
@@ -71,24 +71,21 @@ class Watch:
             return
         self._job = content
         self._view.job(content)
-        sample = content["progress"].get("sample")
-        if sample and sample != self._sample and self._show_newest():
-            self._sample = sample
+        if content["progress"].get("sample"):
+            self._show_newest()
 
-    def _show_newest(self) -> bool:
-        """Whether there is a newer grid to be seen: it comes with its checkpoint."""
+    def _show_newest(self) -> None:
+        """A grid comes with its checkpoint, somewhat later than the job knows of it."""
         try:
             found = self._server.get(f"/{self._job['id']}/checkpoints", limit=1)["data"]
-            newest = next((one for one in found if one["sample_url"] and one["id"] != self._shown), None)
-            if newest is not None:
-                self._shown = newest["id"]
-                self._view.sample(self._kept(newest))
+            for newest in found:
+                if newest["sample_url"] and newest["id"] != self._shown:
+                    self._shown = newest["id"]
+                    self._view.sample(self._kept(newest))
         except UnreachableError:
             raise
         except ServiceError as error:  # the grid lies on another machine, say
             self._view.sample(str(error))
-            return True
-        return newest is not None
 
     def _kept(self, checkpoint: Json) -> str:
         """Where its grid is."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from ..errors import ServiceError
 from .gate import Publish
 from .leases import Lease
-from .stages import Plan
+from .stages import DISTILL, Plan
 from .store import JobStore
 from .tables import JobRow, Wish
 from .tail import Checkpoint, Progress
@@ -126,7 +126,8 @@ class StoreDesk:
     def heartbeat(self, claim: Claim, progress: Progress) -> Wish:
         told = progress.as_dict()
         wish = self._store.heartbeat(claim.lease, self._lease_seconds, told)
-        if progress.iteration and time.monotonic() - self._told > EVENT_SECONDS:
+        moving = progress.stage == DISTILL and progress.iteration
+        if moving and time.monotonic() - self._told > EVENT_SECONDS:
             self._told = time.monotonic()
             where = f"{progress.stage}: iteration {progress.iteration} of {progress.iterations}"
             self._store.say(claim.lease, where, kind="metrics", data={"step": progress.iteration, **told})

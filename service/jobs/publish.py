@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 SECONDS = 600.0
 """For a server to check, keep, load and warm a bundle."""
 
+NO_MODEL = "-"
+"""No model can have this name: what is asked of it has no effect."""
+
 Version = Mapping[str, Any]
 """As in `GET /v1/models/{id}/versions`."""
 
@@ -152,6 +155,14 @@ class Remote:
         """
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.Client(base_url=url, headers=headers, timeout=SECONDS)
+
+    def check(self) -> None:
+        """Whether the key will do, before hours are spent on what could not be published then.
+
+        Raises:
+            ServiceError: 401, 403, it will not; 503, the server does not answer.
+        """
+        self._ask("POST", NO_MODEL, "promote", missing=True)
 
     def versions(self, model: str) -> list[Version]:
         answer = self._ask("GET", model, "versions", missing=True)

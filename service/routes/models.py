@@ -107,6 +107,7 @@ def _card(version: Version, service: Service) -> ModelObject:
         batch_sizes=sorted(manifest.batch_sizes),
         backend=hosted.generator.runtime.backend if hosted else None,
         precision=manifest.precision,
+        memory_bytes=hosted.bytes if hosted else None,
         state=service.models.state_of(version),
         version=version.id,
         digests=Digests(bundle=bundle.digest, files=manifest.files),

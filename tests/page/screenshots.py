@@ -1,4 +1,4 @@
-"""Takes the pictures of the page that the documents show: `python -m tests.page.screenshots`.
+"""Takes the pictures of the page that the documents show: `python -m tests.page.screenshots [SCENE …]`.
 
 They come out as here where the typeface Inter is installed (Debian: fonts-inter).
 """
@@ -6,6 +6,7 @@ They come out as here where the typeface Inter is installed (Debian: fonts-inter
 from __future__ import annotations
 
 import io
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,11 +22,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 PROMPT = "a red circle left of a blue star on a white background"
 
 
-def save(page: Page, name: str) -> None:
+def save(page: Page, name: str, whole: bool = False) -> None:
     """256 colours are enough for a page, and a third of the bytes."""
     page.mouse.move(0, 0)
     page.wait_for_timeout(500)
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB")
     few = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
     few.save(DOCS / f"page-{name}.png", optimize=True)
     print(f"docs/page-{name}.png, {(DOCS / f'page-{name}.png').stat().st_size / 1000:.0f} kB")
@@ -77,12 +78,53 @@ def panels(browser: Browser, url: str) -> None:
     save(page, "health")
 
 
-def main() -> None:
+RECIPE = {
+    "iterations": 24,
+    "batch": 16,
+    "quality_every": 6,
+    "quality_images": 32,
+    "samples_every": 6,
+    "checkpoint_every": 6,
+}
+
+
+def jobs(browser: Browser, url: str) -> None:
+    """A real job, from the request to the model that is served: minutes on two idle cores."""
+    request = {
+        "model": "shapes-sana",
+        "training_file": "shapes:train",
+        "method": {"type": "sid", "sid": RECIPE},
+        "suffix": "first-try",
+        "gate": {"images": 32, "at_least": {"accuracy": 0.5, "psnr_db": 40}},
+        "publish": {"model": "shapes-sana-sid", "canary": 0},
+    }
+    page = opened(browser, url, "light")
+    answer = page.request.post(f"{url}/v1/distillation/jobs", data=request)
+    job = answer.json()
+    page.goto(f"{url}/#/jobs/{job['id']}")
+    page.locator(".badge").first.filter(has_text="succeeded").wait_for(timeout=3_600_000)
+    slider = page.get_by_label("Checkpoint")
+    slider.fill(slider.get_attribute("max") or "0")
+    slider.blur()
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(1000)
+    save(page, "job", whole=True)
+
+
+SCENES = (playground, compare, panels, jobs)
+
+
+def main(names: list[str]) -> None:
+    """
+    Args:
+        names: Of the scenes to be taken; none for all.
+    """
+    wanted = [scene for scene in SCENES if not names or scene.__name__ in names]
     with tempfile.TemporaryDirectory() as data, sync_playwright() as playwright:
         server = start_server(Path(data))
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
-            for scene in (playground, compare, panels):
+            for scene in wanted:
                 scene(browser, server.url)
         finally:
             browser.close()
@@ -90,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from service.settings import Settings
 from tests.e2e.conftest import start_server, stop_server
@@ -147,4 +147,31 @@ def test_the_page_waits_for_models_that_load(visit: Open, tmp_path: Path) -> Non
         page.route("**/v1/models", lambda route: route.fulfill(json=nothing), times=2)
         page.goto(running.url)
         expect(page.get_by_text("The models are loading")).to_be_visible()
+        expect(page.get_by_role("button", name="Draw", exact=True)).to_be_visible()
+
+
+def test_who_goes_on_while_a_view_is_still_coming_stays_there(visit: Open, tmp_path: Path) -> None:
+    with run_server(Settings(data_dir=tmp_path, log_level="warning"), {"fake": FakeRuntime()}) as running:
+        page = visit("about:blank")
+        held: list[Route] = []
+        page.route("**/static/js/playground.js", lambda route: held.append(route))
+        page.goto(running.url)
+        expect(page.locator(".tabs a[aria-current]")).to_have_text("Playground")
+        page.get_by_role("link", name="Models").click()
+        expect(page.get_by_role("article", name="fake")).to_be_visible()
+        held[0].continue_()
+        page.wait_for_timeout(500)
+        expect(page.get_by_role("article", name="fake")).to_be_visible()
+        page.get_by_role("link", name="Playground").click()
+        expect(page.get_by_role("button", name="Draw", exact=True)).to_be_visible()
+
+
+def test_a_view_that_could_not_be_made_can_be_tried_again(visit: Open, tmp_path: Path) -> None:
+    with run_server(Settings(data_dir=tmp_path, log_level="warning"), {"fake": FakeRuntime()}) as running:
+        page = visit(f"{running.url}/#/models")
+        expect(page.get_by_role("article", name="fake")).to_be_visible()
+        page.route("**/v1/models", lambda route: route.abort(), times=1)
+        page.get_by_role("link", name="Playground").click()
+        expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+        page.get_by_role("button", name="Try again").click()
         expect(page.get_by_role("button", name="Draw", exact=True)).to_be_visible()

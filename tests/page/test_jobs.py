@@ -19,6 +19,7 @@ from tests.service.running import Running, run_server
 
 from .conftest import Open
 from .test_accessibility import problems, settle
+from .test_errors import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -100,11 +101,12 @@ def test_a_job_from_the_form_to_its_end(visit: Open, place: Place) -> None:
     place.checkpoint(lease, 20, "red")
     place.checkpoint(lease, 30, "blue")
     place.progress(lease, 31, sample="samples/30.png")
-    figures = {"iteration": 31, "accuracy": 0.8}
+    figures = {"iteration": 31, "accuracy_1": 0.8, "accuracy_4": 0.9, "frechet_4": 40.2, "score": 1.5}
     place.jobs.store.say(lease, "quality at iteration 31", kind="metrics", data=figures)
     expect(page.get_by_text("31 of 100")).to_be_visible()
     expect(page.get_by_role("img", name="Losses; latest: generator")).to_be_visible()
-    expect(page.get_by_role("img", name="accuracy; latest: accuracy 80 %")).to_be_visible()
+    expect(page.get_by_role("img", name="accuracy; latest: 1 step 80 %, 4 steps 90 %")).to_be_visible()
+    expect(page.get_by_role("img", name="frechet; latest: 4 steps 40.2")).to_be_visible()
     place.jobs.store.say(lease, "something to know", level="warn")
     expect(page.locator(".log .warn")).to_contain_text("something to know")
 
@@ -198,3 +200,36 @@ def test_a_server_without_jobs_says_so(visit: Open, server: Server) -> None:
     page.route("**/v1/distillation/jobs?**", lambda route: route.fulfill(status=404, json=refusal))
     page.goto(f"{server.url}/#/jobs")
     expect(page.get_by_text("Not available on this server")).to_be_visible()
+
+
+def test_a_full_queue_is_said_and_the_form_kept(visit: Open, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, log_level="warning", jobs_queue_limit=1)
+    with run_server(settings, {"fake": FakeRuntime()}) as running:
+        page = visit("about:blank")
+        submit(page, Place(running), Name_of_the_student="first")
+        page.goto(f"{running.url}/#/jobs/new")
+        page.get_by_label("Name of the student").fill("second")
+        page.get_by_role("button", name="Start").click()
+        expect(page.get_by_role("alert")).to_contain_text("1 jobs are waiting, and the queue holds 1")
+        assert page.get_by_label("Name of the student").input_value() == "second"
+
+
+def test_a_job_is_followed_over_a_server_that_goes_and_comes_back(visit: Open, tmp_path: Path) -> None:
+    settings, port = Settings(data_dir=tmp_path, log_level="warning"), free_port()
+    page = visit("about:blank")
+    with run_server(settings, {"fake": FakeRuntime()}, port=port) as running:
+        submit(page, Place(running), Name_of_the_student="steady")
+        lease = Place(running).claim()
+        Place(running).jobs.store.say(lease, "before")
+        expect(page.locator(".log")).to_contain_text("before")
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    with run_server(settings, {"fake": FakeRuntime()}, port=port) as running:
+        place = Place(running)
+        place.progress(lease, 42)
+        place.jobs.store.say(lease, "after")
+        expect(page.locator(".log")).to_contain_text("after")
+        expect(page.get_by_text("42 of 100")).to_be_visible()
+        expect(page.get_by_role("alert")).to_have_count(0)
+        expect(page.locator(".log li").filter(has_text="before")).to_have_count(1)
+        place.jobs.store.finish(lease, "cancelled", "The job was cancelled.")
+        expect(page.locator(".badge").first).to_have_text("cancelled")

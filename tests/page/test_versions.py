@@ -1,85 +1,185 @@
-"""Versions on the page, as the contract has them; the answers here are the test's."""
+"""Versions on the page, by the real routes: on trial, promoted, withdrawn, rolled back, side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Locator, Page, expect
 
-from tests.e2e.conftest import Server
+import service.bundles
+from service.keys import add_key
+from service.settings import Settings
+from tests.service.bundles_on_disk import Loader, write_bundle
+from tests.service.running import Running, run_server
 
+from .acting import PROMPT, content, draw, fill, from_api, shown
 from .conftest import Open
+from .test_accessibility import problems, settle
+from .test_errors import give
 
 pytestmark = pytest.mark.slow
 
-NAME = "shapes-sana-sid"
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A model whose bundles draw in different tints."""
+    monkeypatch.setattr(service.bundles, "load_runtime", Loader())
+    for seed, name in enumerate(("a", "b", "c")):
+        write_bundle(tmp_path / name, seed)
+    return Settings(data_dir=tmp_path / "data", log_level="warning", models={"m": str(tmp_path / "a")})
 
 
-def version(number: int, state: str, share: float) -> dict[str, object]:
-    return {
-        "object": "model.version",
-        "id": f"{NAME}@{number}",
-        "number": number,
-        "digest": f"sha256:{str(number) * 64}",
-        "state": state,
-        "share": share,
-        "published_at": 1_700_000_000,
-        "reason": f"reason {number}",
-        "gate": None,
-        "loaded": True,
-    }
+@pytest.fixture
+def running(settings: Settings) -> Iterator[Running]:
+    with run_server(settings, None) as server:
+        yield server
 
 
-class Versions:
-    """A canary on trial until it is promoted or withdrawn."""
-
-    def __init__(self, page: Page) -> None:
-        self.data = [version(2, "canary", 0.1), version(1, "serving", 0.9)]
-        self.asked: list[str] = []
-        page.route("**/v1/models/*/versions", lambda route: route.fulfill(json=self.listed()))
-        page.route("**/v1/models/*/promote", lambda route: self.change(route, "promote"))
-        page.route("**/v1/models/*/rollback", lambda route: self.change(route, "rollback"))
-
-    def listed(self) -> dict[str, object]:
-        return {"object": "list", "data": self.data}
-
-    def change(self, route: Route, verb: str) -> None:
-        self.asked.append(f"{route.request.method} {verb}")
-        if verb == "promote":
-            self.data = [version(2, "serving", 1.0), version(1, "previous", 0.0)]
-        else:
-            self.data = [version(2, "retired", 0.0), version(1, "serving", 1.0)]
-        route.fulfill(json=self.listed())
+def publish(running: Running, bundle: Path, share: float = 1.0, **headers: str) -> dict[str, Any]:
+    body = {"bundle": str(bundle), "share": share, "reason": f"tried {bundle.name}"}
+    answer = running.client.post("/v1/models/m/versions", json=body, headers=headers).raise_for_status()
+    found: dict[str, Any] = answer.json()
+    return found
 
 
-def test_a_canary_is_seen_promoted_and_rolled_back(visit: Open, server: Server) -> None:
-    page = visit("about:blank")
-    versions = Versions(page)
-    page.goto(f"{server.url}/#/models")
-    shown = page.get_by_role("region", name=f"Versions of {NAME}")
-    expect(shown.get_by_role("row").filter(has_text=f"{NAME}@2")).to_contain_text("10 %")
-    expect(shown).to_contain_text("reason 1")
-    shown.get_by_role("button", name="Promote the canary").click()
-    expect(shown.get_by_role("row").filter(has_text=f"{NAME}@2")).to_contain_text("serving")
-    shown.get_by_role("button", name="Roll back").click()
-    expect(shown.get_by_role("row").filter(has_text=f"{NAME}@2")).to_contain_text("retired")
-    expect(shown.get_by_role("button")).to_have_count(2)  # the digests, to be copied
-    assert versions.asked == ["POST promote", "POST rollback"]
+def states(running: Running, **headers: str) -> list[tuple[str, str]]:
+    listed = running.client.get("/v1/models/m/versions", headers=headers).json()["data"]
+    return [(each["id"], each["state"]) for each in listed]
 
 
-def test_a_canary_is_withdrawn(visit: Open, server: Server) -> None:
-    page = visit("about:blank")
-    versions = Versions(page)
-    page.goto(f"{server.url}/#/models")
-    page.get_by_role("button", name="Withdraw the canary").click()
-    expect(page.get_by_text("retired")).to_be_visible()
-    assert versions.asked == ["POST rollback"]
+def versions(page: Page, url: str) -> Locator:
+    page.goto(f"{url}/#/models")
+    return page.get_by_role("region", name="Versions of m")
 
 
-def test_a_change_that_is_refused_is_said(visit: Open, server: Server) -> None:
-    page = visit("about:blank")
-    Versions(page)
-    body = {"error": {"message": "Needs an admin key.", "type": "x", "param": None, "code": "forbidden"}}
-    page.route("**/v1/models/*/promote", lambda route: route.fulfill(status=403, json=body))
-    page.goto(f"{server.url}/#/models")
-    page.get_by_role("button", name="Promote the canary").click()
-    expect(page.get_by_role("alert")).to_contain_text("This key may not do that")
+def row(of: Locator, version: str) -> Locator:
+    return of.get_by_role("row").filter(has_text=version)
+
+
+def test_a_canary_is_seen_promoted_and_rolled_back(visit: Open, running: Running, tmp_path: Path) -> None:
+    published = publish(running, tmp_path / "b", 0.1)
+    seen = versions(visit("about:blank"), running.url)
+    expect(row(seen, "m@2")).to_contain_text("10 %")
+    expect(row(seen, "m@2")).to_contain_text(published["digest"][7:19])
+    expect(row(seen, "m@2")).to_contain_text("tried b")
+    expect(row(seen, "m@1")).to_contain_text("90 %")
+    seen.get_by_role("button", name="Promote the canary").click()
+    expect(row(seen, "m@2")).to_contain_text("serving")
+    assert states(running) == [("m@2", "serving"), ("m@1", "previous")]
+    seen.get_by_role("button", name="Roll back").click()
+    expect(row(seen, "m@2")).to_contain_text("retired")
+    expect(row(seen, "m@1")).to_contain_text("serving")
+    expect(seen.get_by_role("button", name="Roll back")).to_have_count(0)
+    assert states(running) == [("m@2", "retired"), ("m@1", "serving")]
+
+
+def test_a_canary_is_withdrawn(visit: Open, running: Running, tmp_path: Path) -> None:
+    publish(running, tmp_path / "b", 0.5)
+    seen = versions(visit("about:blank"), running.url)
+    seen.get_by_role("button", name="Withdraw the canary").click()
+    expect(row(seen, "m@2")).to_contain_text("retired")
+    assert states(running) == [("m@2", "retired"), ("m@1", "serving")]
+
+
+def test_what_another_has_changed_meanwhile_is_said_in_the_servers_words(
+    visit: Open, running: Running, tmp_path: Path
+) -> None:
+    publish(running, tmp_path / "b", 0.5)
+    seen = versions(visit("about:blank"), running.url)
+    expect(seen.get_by_role("button", name="Promote the canary")).to_be_visible()
+    running.client.post("/v1/models/m/rollback").raise_for_status()
+    seen.get_by_role("button", name="Promote the canary").click()
+    expect(seen.get_by_role("alert")).to_contain_text("has no canary to promote")
+
+
+def test_only_an_administrator_changes_what_is_served(
+    visit: Open, settings: Settings, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    plain, admin = add_key(keys, "alice"), add_key(keys, "root", admin=True)
+    headers = {"Authorization": f"Bearer {admin}"}
+    with run_server(settings.model_copy(update={"api_keys": keys}), None) as running:
+        publish(running, tmp_path / "b", 0.5, **headers)
+        page = visit(running.url)
+        give(page, plain)
+        seen = versions(page, running.url)
+        seen.get_by_role("button", name="Promote the canary").click()
+        expect(seen.get_by_role("alert")).to_contain_text("This key may not do that")
+        expect(seen.get_by_role("alert")).to_contain_text("needs the key of an administrator")
+        assert states(running, **headers)[0] == ("m@2", "canary")
+        page.get_by_role("button", name="API key").click()
+        give(page, admin)
+        seen.get_by_role("button", name="Promote the canary").click()
+        expect(row(seen, "m@2")).to_contain_text("serving")
+
+
+def test_two_versions_side_by_side(visit: Open, running: Running, tmp_path: Path) -> None:
+    """Pinned: neither a canary's share nor a promotion changes which is drawn."""
+    publish(running, tmp_path / "b", 0.5)
+    page = visit(running.url)
+    fill(page, prompt=PROMPT, compare="Versions", steps=2, seed=5, n=2)
+    expect(page.locator("select[name=version]")).to_have_value("m@1")
+    expect(page.locator("select[name=other]")).to_have_value("m@2")
+    expect(page.locator("select[name=other]")).to_contain_text("m@2, canary")
+    settle(page)
+    assert problems(page) == []
+    draw(page, 4)
+    drawn = []
+    for column, version in enumerate(("m@1", "m@2")):
+        of_column = page.locator(".column").nth(column)
+        expect(of_column.get_by_role("heading")).to_have_text(version)
+        links = of_column.locator("a[download]")
+        drawn.append([content(page, links.nth(index)) for index in range(2)])
+        expected = from_api(running.url, prompt=PROMPT, model=version, seed=5, n=2, num_inference_steps=2)
+        assert drawn[-1] == expected
+    assert drawn[0] != drawn[1]
+
+    page.locator(".column").nth(1).locator(".frame").nth(1).click()
+    viewer = page.get_by_role("dialog")
+    expect(viewer).to_contain_text("m@2")
+    digest = running.client.get("/v1/models/m@2").json()["digests"]["bundle"]
+    expect(viewer).to_contain_text(digest[7:19])
+    viewer.get_by_role("button", name="Use these settings").click()
+    assert (shown(page)["seed"], shown(page)["n"]) == ("6", "1")
+    expect(page.locator("select[name=other]")).to_have_value("m@2")
+
+
+def test_versions_are_chosen_kept_in_the_history_and_missed_when_they_are_gone(
+    visit: Open, running: Running, tmp_path: Path
+) -> None:
+    publish(running, tmp_path / "b")
+    publish(running, tmp_path / "c", 0.2)
+    page = visit(running.url)
+    fill(page, prompt=PROMPT, compare="Versions", steps=1, seed=5, n=1)
+    page.locator("select[name=version]").select_option("m@3")
+    page.locator("select[name=other]").select_option("m@1")
+    draw(page, 2)
+    expect(page.locator(".column").get_by_role("heading")).to_have_text(["m@3", "m@1"])
+    expect(page.locator(".thumb")).to_have_count(1)
+    running.client.post("/v1/models/m/rollback").raise_for_status()
+    running.client.post("/v1/models/m@3/unload").raise_for_status()
+    page.reload()
+    page.locator(".thumb").click()
+    expect(page.get_by_text("m@3 is no longer there")).to_be_visible()
+    expect(page.locator("select[name=version]")).to_have_value("m@2")
+    expect(page.locator("select[name=other]")).to_have_value("m@1")
+
+
+def test_alone_a_version_has_nothing_beside_it(visit: Open, running: Running) -> None:
+    page = visit(running.url)
+    fill(page, compare="Versions", n=1)
+    expect(page.get_by_text("There is only one version of m")).to_be_visible()
+    draw(page, 1)
+
+
+def test_memory_and_state_of_a_model(visit: Open, running: Running) -> None:
+    page = visit(f"{running.url}/#/models")
+    card = page.get_by_role("article", name="m")
+    expect(card).to_contain_text("Memory")
+    running.client.post("/v1/models/m/unload").raise_for_status()
+    page.reload()
+    expect(card.get_by_text("unloaded", exact=True)).to_be_visible()
+    expect(card).not_to_contain_text("Memory")

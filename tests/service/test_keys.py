@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fewstep.cli import main
 from service.errors import ServiceError
-from service.keys import Key, Keys, add_key, hashed
+from service.keys import Key, Keys, add_key, hashed, is_foreign
 from service.settings import Settings
 
 from .fake_runtime import FakeRuntime
@@ -174,3 +174,25 @@ def test_keys_are_made_at_the_command_line(tmp_path: Path, capsys: pytest.Captur
     assert Keys(file).check(f"Bearer {secret}").step_images_per_minute == 100  # type: ignore[union-attr]
     assert main(["keys", "add", "alice", "--file", str(file)]) == 2
     assert "alice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "foreign"),
+    [
+        (None, "127.0.0.1:8000", False),  # a program
+        ("http://127.0.0.1:8000", "127.0.0.1:8000", False),  # this server's own page
+        ("http://localhost:8000", "localhost:8000", False),
+        ("http://[::1]:8000", "[::1]:8000", False),
+        ("http://127.0.0.1:3000", "127.0.0.1:8000", True),  # another server's page on this machine
+        ("http://localhost:8000", "127.0.0.1:8000", True),
+        ("https://evil.example", "127.0.0.1:8000", True),
+        ("http://evil.example:8000", "evil.example:8000", True),  # a name that was pointed at this machine
+        ("http://127.0.0.1.evil.example:8000", "127.0.0.1.evil.example:8000", True),
+        ("http://127.0.0.1:8000@evil.example", "127.0.0.1:8000", True),
+        ("null", "127.0.0.1:8000", True),  # a sandboxed frame, a file
+        ("", "", True),
+        ("http://[::1", "[::1", True),
+    ],
+)
+def test_whose_page_sends_a_request(origin: str | None, host: str, foreign: bool) -> None:
+    assert is_foreign(origin, host) is foreign

@@ -14,20 +14,28 @@ const THEMES = ["", "light", "dark"];
 const shown = new Map();
 let current = null;
 
+const place = () => location.hash.replace(/^#\/?/, "").split("/");
+
 // A view is made once and keeps what it shows; it may want to know when it is on the screen.
 async function show() {
-  const [name, ...rest] = location.hash.replace(/^#\/?/, "").split("/");
-  const [title, load] = VIEWS[name] ?? VIEWS[""];
+  const [name, ...rest] = place(), [title, load] = VIEWS[name] ?? VIEWS[""];
   document.title = name ? `${title} · fewstep` : "fewstep";
   for (const link of document.querySelectorAll(".tabs a"))
     if (link.hash === `#/${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   if (!shown.has(name)) shown.set(name, load().then(module => module.create()));
-  const view = await shown.get(name);
+  const view = await shown.get(name).catch(error => failed(name, error));
+  if (place()[0] !== name) return; // whoever looks has gone on meanwhile
   if (current !== view) current?.hide?.();
   current = view;
   byId("view").replaceChildren(view.root);
   view.show?.(rest.map(decodeURIComponent));
+}
+
+// In place of a view that could not be made; it can be tried again.
+function failed(name, error) {
+  shown.delete(name);
+  return { root: h("div", { class: "page" }, notice("bad", ...explain(error), h("button", { type: "button", onclick: show }, "Try again"))) };
 }
 
 async function start() {

@@ -7,13 +7,14 @@ const EXAMPLES = [
   "a yellow triangle above a purple square on a black background",
   "a green star on a gray background",
 ];
-const COMPARE = [["", "One"], ["steps", "Steps"], ["models", "Models"]];
+const COMPARE = [["", "One"], ["steps", "Steps"], ["models", "Models"], ["versions", "Versions"]];
 const FORMATS = ["png", "jpeg", "webp"];
 
 export class Composer {
-  // `onDraw(settings)` and `onFile(file)` are called when there is something to do.
-  constructor(models, { onDraw, onFile }) {
-    this.models = models;
+  // `onDraw(settings)` and `onFile(file)` are called when there is something to do; `versionsOf(model)` asks
+  // the server for the versions of one that answer.
+  constructor(models, { onDraw, onFile, versionsOf }) {
+    Object.assign(this, { models, versionsOf });
     this.parts = { steps: h("div"), size: h("div"), other: h("div") };
     this.prompt = h("textarea", { name: "prompt", rows: 4, required: true, maxlength: 4000, placeholder: "Describe a picture", value: EXAMPLES[0] });
     this.button = h("button", { class: "main", type: "submit" }, "Draw");
@@ -80,11 +81,35 @@ export class Composer {
     this.parts.steps.replaceChildren(choice("steps", "Steps", model.steps, steps));
     this.parts.steps.hidden = compare === "steps";
     this.parts.size.replaceChildren(field("Size", select("size", sizes, model.sizes.includes(kept.size) ? kept.size : model.default_size)));
+    this.parts.other.hidden = !["models", "versions"].includes(compare);
+    if (compare === "models") this.#offerModels(model, kept);
+    if (compare === "versions") this.#offerVersions(model, kept);
+  }
+
+  #offerModels(model, kept) {
     const others = this.models.filter(each => each.id !== model.id).map(each => each.id);
-    this.parts.other.hidden = compare !== "models";
     this.parts.other.replaceChildren(others.length
       ? field("Beside", select("other", others, kept.other ?? others[0]))
-      : h("p", { class: "quiet small" }, "Only one model is served; load another, or another version, to compare."));
+      : h("p", { class: "quiet small" }, "Only one model is served; load another to compare."));
+  }
+
+  // What serves beside what is on trial, or beside what served before.
+  async #offerVersions(model, kept) {
+    let shown;
+    try {
+      const found = await this.versionsOf(model.id), options = found.map(each => [each.id, `${each.id}, ${each.state}`]);
+      const is = state => found.find(each => each.state === state)?.id, known = id => options.some(([each]) => each === id);
+      const gone = [kept.version, kept.other].filter(id => id?.includes("@") && !known(id));
+      const version = known(kept.version) ? kept.version : is("serving");
+      const other = known(kept.other) && kept.other !== version ? kept.other : [is("canary"), is("previous"), ...found.map(each => each.id)].find(id => id && id !== version);
+      shown = other
+        ? [field("Version", select("version", options, version)), field("Beside", select("other", options, other)), gone.length ? h("p", { class: "quiet small" }, `${gone.join(", ")} is no longer there.`) : null]
+        : [h("p", { class: "quiet small" }, `There is only one version of ${model.id}; a job, or the store, brings another.`)];
+    } catch (error) {
+      shown = [h("p", { class: "quiet small" }, `The versions are not to be had: ${error.message}`)];
+    }
+    const { compare, model: chosen } = this.root.elements;
+    if (compare.value === "versions" && this.model(chosen?.value).id === model.id) this.parts.other.replaceChildren(...shown.filter(Boolean));
   }
 
   model(id) {
@@ -99,10 +124,10 @@ export class Composer {
   }
 
   settings() {
-    const { prompt, model, steps, size, n, seed, format, compare, other } = this.root.elements;
+    const { prompt, model, steps, size, n, seed, format, compare, version, other } = this.root.elements;
     return {
       prompt: prompt.value, model: this.model(model?.value).id, steps: Number(steps.value), size: size.value, n: Number(n.value),
-      seed: seed.value.replace(/^0+(?=\d)/, ""), format: format.value, compare: compare.value, other: other?.value ?? null,
+      seed: seed.value.replace(/^0+(?=\d)/, ""), format: format.value, compare: compare.value, version: version?.value ?? null, other: other?.value ?? null,
       stepChoices: this.model(model?.value).steps,
     };
   }

@@ -8,7 +8,9 @@ import { versions } from "./versions.js";
 
 const COLOURS = ["var(--accent)", "var(--stage-encode)", "var(--stage-decode)", "var(--stage-file)"];
 const LOG_LINES = 300, AGAIN_MS = 2_000;
-const QUALITY = ["accuracy", "frechet_distance", "clip_score", "clip_cosine", "fid"];
+// Measures of quality, and in how many steps: `accuracy_4`.
+const QUALITY = /^(accuracy|frechet_distance|frechet|clip_score|clip_cosine|fid)(?:_(\d+))?$/;
+const LOSS = /^(?:loss_)?(generator|fake)$/;
 
 export class JobView {
   constructor(id) {
@@ -33,11 +35,14 @@ export class JobView {
     while (!signal.aborted) {
       try {
         this.#job(await json(this.path, { signal }));
+        this.messages.replaceChildren();
         await this.#checkpoints();
         const after = this.last ? `&after=${encodeURIComponent(this.last)}` : "";
         for await (const event of events(await call(`${this.path}/events?stream=true${after}`, { signal }))) await this.#take(event);
-        this.messages.replaceChildren();
-        if (["succeeded", "failed", "cancelled"].includes(this.job.status)) return this.#job(await json(this.path, { signal }));
+        if (["succeeded", "failed", "cancelled"].includes(this.job.status)) {
+          this.#job(await json(this.path, { signal }));
+          return await this.#checkpoints();
+        }
       } catch (error) {
         if (error.name === "AbortError") return;
         this.messages.replaceChildren(notice("bad", ...explain(error)));
@@ -70,15 +75,15 @@ export class JobView {
   // Figures of one iteration, by name; events name losses with their prefix or inside `losses`.
   #measure(step, data) {
     if (!Number.isInteger(step)) return;
-    const flat = { ...data, ...data.losses };
-    const known = Object.entries(flat).filter(([name, value]) => Number.isFinite(value) && (QUALITY.includes(name) || ["generator", "fake"].includes(name.replace("loss_", ""))));
-    this.points.set(step, { ...this.points.get(step), ...Object.fromEntries(known.map(([name, value]) => [name.replace("loss_", ""), value])) });
+    const known = Object.entries({ ...data, ...data.losses }).filter(([name, value]) => Number.isFinite(value) && (QUALITY.test(name) || LOSS.test(name)));
+    this.points.set(step, { ...this.points.get(step), ...Object.fromEntries(known.map(([name, value]) => [name.replace(LOSS, "$1"), value])) });
     this.#curves();
   }
 
   async #checkpoints() {
     const { data } = await json(`${this.path}/checkpoints?limit=100`, { signal: this.control.signal });
-    for (const { step_number: step, metrics } of data) this.#measure(step, metrics);
+    // Of its quality a checkpoint knows the last figures, which may be those of an earlier iteration.
+    for (const { step_number: step, metrics: { generator, fake } } of data) this.#measure(step, { generator, fake });
     this.grid.set(data.filter(each => each.sample_url).reverse());
   }
 
@@ -110,10 +115,14 @@ export class JobView {
   #curves() {
     const steps = [...this.points].sort(([one], [other]) => one - other);
     const line = (name, colour) => ({ name, colour, points: steps.filter(([, each]) => name in each).map(([step, each]) => [step, each[name]]) });
-    const measures = QUALITY.filter(name => steps.some(([, each]) => name in each));
+    const names = [...new Set(steps.flatMap(([, each]) => Object.keys(each)))].filter(name => QUALITY.test(name)).sort();
+    const measures = Map.groupBy(names, name => name.match(QUALITY)[1]);
+    const written = name => (name === "accuracy" ? value => percent(value, 0) : compact);
+    const called = name => (name.match(QUALITY)[2] ? `${name.match(QUALITY)[2]} steps` : name).replace(/^1 steps/, "1 step");
+    const charts = [...measures].map(([measure, own]) => chart({ title: measure.replaceAll("_", " "), lines: own.map((name, index) => ({ ...line(name, COLOURS[index % 4]), name: called(name) })), ys: written(measure) }));
     this.curves.replaceChildren(
       sheet(chart({ title: "Losses", lines: [line("generator", COLOURS[0]), line("fake", COLOURS[1])], zero: false, empty: "No iteration yet" })),
-      ...(measures.length ? measures : ["quality"]).map((name, index) => sheet(chart({ title: name.replaceAll("_", " "), lines: [line(name, COLOURS[(index + 2) % 4])], ys: name === "accuracy" ? value => percent(value, 0) : compact, empty: "Not measured yet" }))));
+      ...(charts.length ? charts : [chart({ title: "quality", lines: [], empty: "Not measured yet" })]).map(sheet));
   }
 }
 

@@ -28,7 +28,8 @@ class Models {
 function card(model, first, changed) {
   const files = Object.entries(model.digests.files);
   return h("article", { class: "sheet model", "aria-label": model.id },
-    h("header", { class: "row" }, h("h2", {}, model.id), h("span", { class: "badge accent" }, model.backend), h("span", { class: "badge" }, model.precision),
+    h("header", { class: "row" }, h("h2", {}, model.id), model.backend ? h("span", { class: "badge accent" }, model.backend) : null, h("span", { class: "badge" }, model.precision),
+      model.state === "ready" ? null : h("span", { class: `badge ${model.state === "stalled" ? "bad" : "warn"}` }, model.state),
       first ? h("span", { class: "badge" }, "default") : null),
     h("div", { class: "halves" },
       h("section", {}, h("h3", {}, "Loaded"), facts([

@@ -26,7 +26,11 @@ export function compact(value) {
   return Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
 }
 
-export const clock = seconds => new Date(1000 * seconds).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+// The time of today, and the day of any other.
+export function clock(seconds) {
+  const at = new Date(1000 * seconds), time = at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  return at.toDateString() === new Date().toDateString() ? time : `${at.toLocaleDateString([], { day: "numeric", month: "short", year: "numeric" })}, ${time}`;
+}
 
 // Seeds go up to 2^63-1: they are text on this page and numbers on the wire. Inside a JSON string a
 // quote is escaped, so that neither pattern can match what a prompt says.

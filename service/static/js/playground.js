@@ -18,8 +18,8 @@ export async function create() {
 
 class Playground {
   constructor(models) {
-    this.models = models;
-    this.composer = new Composer(models, { onDraw: settings => this.draw(settings), onFile: file => this.read(file) });
+    Object.assign(this, { models, digests: {} });
+    this.composer = new Composer(models, { onDraw: settings => this.draw(settings), onFile: file => this.read(file), versionsOf: model => this.#versions(model) });
     this.messages = h("div", { class: "messages" });
     this.canvas = h("div", { class: "canvas" }, welcome());
     this.code = h("div");
@@ -36,13 +36,20 @@ class Playground {
     if (this.models.length) this.composer.setModels(this.models);
   }
 
+  // A retired version answers only while it is in memory.
+  async #versions(model) {
+    const found = (await json(`/v1/models/${encodeURIComponent(model)}/versions`)).data.filter(each => each.state !== "retired" || each.loaded);
+    for (const each of found) this.digests[each.id] = each.digest;
+    return found;
+  }
+
   say(kind, title, text, ...actions) {
     this.messages.replaceChildren(...(kind ? [notice(kind, title, text, ...actions)] : []));
   }
 
   async draw(settings) {
     const run = newRun(settings), control = new AbortController();
-    run.bundles = Object.fromEntries(this.models.map(model => [model.id, model.digests.bundle]));
+    run.bundles = { ...this.digests, ...Object.fromEntries(this.models.map(model => [model.id, model.digests.bundle])) };
     this.failed = null;
     this.say();
     this.#present(run);
@@ -97,7 +104,7 @@ class Playground {
   #open(run, column, index) {
     openViewer(run, column, index, {
       bundleOf: model => run.bundles?.[model] ?? this.models.find(each => each.id === model)?.digests.bundle,
-      onUse: (variant, picture) => this.composer.use({ ...run.settings, compare: "", model: variant.model, steps: variant.steps, seed: picture.seed, n: 1 }),
+      onUse: (variant, picture) => this.composer.use({ ...run.settings, ...ofOne(run.settings, variant), steps: variant.steps, seed: picture.seed, n: 1 }),
     });
   }
 
@@ -151,14 +158,18 @@ class Playground {
   }
 }
 
+// A version is drawn again beside the other one; everything else alone.
+const ofOne = ({ compare }, variant) => (compare === "versions" ? {} : { compare: "", model: variant.model });
+
 function newRun(settings) {
   const columns = variants(settings).map(variant => ({ ...variant, size: settings.size, pictures: [] }));
   return { id: Date.now(), settings: { ...settings, seed: settings.seed || randomSeed() }, columns };
 }
 
-function variants({ compare, model, other, steps, stepChoices }) {
+function variants({ compare, model, version, other, steps, stepChoices }) {
   if (compare === "steps") return stepChoices.map(count => ({ label: plural(count, "step"), model, steps: count }));
   if (compare === "models" && other) return [model, other].map(name => ({ label: name, model: name, steps }));
+  if (compare === "versions" && version && other) return [version, other].map(name => ({ label: name, model: name, steps }));
   return [{ label: plural(steps, "step"), model, steps }];
 }
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from fewstep.cli import main
-from service.jobs.store import JobStore, Lease, NewJob
+from service.jobs.leases import Lease
+from service.jobs.store import JobStore, NewJob
 from service.settings import Settings
 from tests.service.fake_runtime import FakeRuntime
 from tests.service.running import Running, run_server
