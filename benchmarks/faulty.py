@@ -72,6 +72,9 @@ class Engines(Mapping[str, Runtime]):
         self.loaded += 1
         return self.alive
 
+    def __contains__(self, name: object) -> bool:  # a mapping's own would load one
+        return name == BUNDLE
+
     def __iter__(self) -> Iterator[str]:
         return iter([BUNDLE])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 from benchmarks.subjects import Running
@@ -30,6 +31,10 @@ async def overload(server: Running, capacity: float, unloaded_ms: float, seconds
     row = summary(run, slo_ms / 1000, 1)
     return {
         **row,
+        "statuses": {
+            str(status): count
+            for status, count in sorted(Counter(each.status for each in run.answers).items())
+        },
         "capacity": capacity,
         "slo_ms": round(slo_ms, 2),
         "goodput_share": round(row["goodput_images_per_second"] / capacity, 3),

@@ -8,7 +8,6 @@ How to install the peers is in `benchmarks/requirements.txt`.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ from distill.metrics.tables import markdown
 from engines.bundle import Bundle
 from engines.runtime import generate, load_runtime
 from engines.store import find_bundle
+from fewstep.bench.http import run
 from fewstep.bench.load import Client, closed_loop, open_loop
 from fewstep.bench.report import summary
 from fewstep.bench.scrape import batches
@@ -51,7 +51,7 @@ def main() -> None:
             # The server comes last, as it also gets the load that was 70 % of each peer's.
             rates = {peer: row["at_70_percent"]["rate"] for peer, row in found.items() if peer != "engine"}
             with running(name, pythons, options.threads, options.batch) as server:
-                found[name] = asyncio.run(measure(server, options.seconds, rates if name == FEWSTEP else {}))
+                found[name] = run(measure(server, options.seconds, rates if name == FEWSTEP else {}))
         rounds.append(found)
     report = {**_heading(options), "rounds": rounds, **ratios(rounds, subjects)}
     if options.overload:
@@ -59,7 +59,7 @@ def main() -> None:
         # A small cache is full after the warm-up, so that what grows then is a leak.
         with running(FEWSTEP, pythons, options.threads, options.batch, "--embedding-cache-mb", "4") as server:
             unloaded = report["subjects"][FEWSTEP]["lone_p50_ms"]
-            report["overload"] = asyncio.run(overload(server, capacity, unloaded, options.overload))
+            report["overload"] = run(overload(server, capacity, unloaded, options.overload))
     _write(report, options.out)
     print(as_markdown(report))
 
@@ -196,7 +196,7 @@ def _heading(options: argparse.Namespace) -> Row:
         "callers": CALLERS,
         "seconds": options.seconds,
         "warm_up": "2 s of 8 callers",
-        "httpx": version("httpx"),
+        "client": "fewstep bench",
     }
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         with full_disk_is_an_os_error(path.parent):
             yield temporary
+        open_to_others(temporary)
         _sync(temporary)
         os.replace(temporary, path)
     finally:
@@ -45,7 +47,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """As `atomic_file`, for a folder. A folder that was there before is replaced."""
     with staging_folder(path) as temporary:
         yield temporary
+        open_to_others(temporary)
         _swap(temporary, path)
+
+
+def open_to_others(path: Path) -> None:
+    """Gives a new file, or those in a new folder, the permissions that any new file gets here (the umask's).
+
+    safetensors writes for the owner alone, and a server need not run as whoever distilled. Files that have
+    another name or a link elsewhere are not new, and left alone.
+    """
+    sample = (path.parent if path.is_file() else path) / f".{uuid4().hex[:8]}"
+    sample.touch()
+    usual = stat.S_IMODE(sample.stat().st_mode)
+    sample.unlink()
+    for file in [path] if path.is_file() else path.rglob("*"):
+        status = file.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and not status.st_mode & 0o077:
+            file.chmod(usual)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 from torch import Tensor
 
 from .errors import DistillError
-from .files import staging_folder, write_json
+from .files import open_to_others, staging_folder, write_json
 from .pipeline import Pipeline, forget_paths, quiet
 from .recipe import Recipe
 from .spec import FILE_NAME, GeneratorSpec
@@ -179,6 +179,7 @@ def _describe(
 
 
 def _move_in(staged: Path, out: Path) -> None:
+    open_to_others(staged)
     out.mkdir(parents=True, exist_ok=True)
     for of_the_one_before in (FILE_NAME, QUALITY_CARD):
         (out / of_the_one_before).unlink(missing_ok=True)

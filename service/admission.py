@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, NoReturn
@@ -17,9 +18,9 @@ from .latency import LatencyModel
 
 LONGEST_RETRY = 60.0
 QUANTILE = 0.95
-"""Share of the images that are to be ready within what was predicted times the margin."""
-MARGIN_STEP = 0.1
-MARGINS = (0.5, 4.0)
+"""Share of the images that are to be ready within what was predicted and the slack."""
+WINDOW = 128
+"""Images of late."""
 SPEED_WEIGHT = 0.3
 SPEED_SECONDS = 0.5
 """Shortest busy time from which the speed is taken."""
@@ -59,15 +60,18 @@ class Admission:
 
     An image costs the sum of its remaining batches' time per image; the phases overlap, so what all
     of it takes is that sum over `speed`, which is measured whenever there is a queue. What the sum
-    leaves out is in `margin`, the ratio that 95 % of the images stay under of late.
+    leaves out is in `slack`, the seconds by which 95 % of the images of late were not later than
+    predicted. Seconds and not a ratio: most of it is waiting for what runs already and for a core,
+    which is not more for who has more to wait for.
     """
 
     def __init__(
         self, bounds: Bounds, latency: LatencyModel, fair: FairShare, batch_sizes: Sequence[int]
     ) -> None:
         self.bounds, self._latency, self._fair = bounds, latency, fair
-        self._largest = max(batch_sizes)
-        self.speed, self.margin = 1.0, 1.0
+        self._sizes = sorted(batch_sizes)
+        self.speed, self.slack = 1.0, 0.0
+        self._late: deque[float] = deque(maxlen=WINDOW)
         self._busy_since: float | None = None
         self._work_done = 0.0
         self._promised = 0.0
@@ -81,9 +85,10 @@ class Admission:
         before = self._backlog(inside)
         if len(inside) + len(new) > self.bounds.images or before > self.bounds.seconds:
             self._refuse_full(inside, new, now)
-        longest = max(before + self._backlog(new), self._alone(new))
+        longest = max(before + self._backlog(new), self._alone(new, len(inside)))
         earliest = min(image.deadline for image in [*inside, *new])
-        if now + longest * self.margin > earliest:
+        # On an idle server what can be done at all is taken, or a slack that is too large would stay so.
+        if now + longest + (self.slack if inside else 0.0) > earliest:
             self._check_each(inside, new, now)
         elif len({image.client for image in [*inside, *new]}) == 1:
             # All of it is ready before the first deadline, whatever the order; no need to look closer.
@@ -91,17 +96,17 @@ class Admission:
                 image.predicted = longest
 
     def _check_each(self, inside: Collection[Image], new: Sequence[Image], now: float) -> None:
-        asked, late = set(map(id, new)), dict[int, float]()
+        asked, late, slack = set(map(id, new)), dict[int, float](), self.slack if inside else 0.0
         for image, ready in self._schedule(inside, new):
             if id(image) in asked:
                 image.predicted = ready
-            late[id(image)] = now + ready * self.margin - image.deadline
+            late[id(image)] = now + ready + slack - image.deadline
         if max(late.values()) > 0:
             # What would be late anyway is no reason to refuse others.
             anyway = [
                 id(image)
                 for image, ready in self._schedule(inside, [])
-                if now + ready * self.margin > image.deadline
+                if now + ready + slack > image.deadline
             ]
             self._refuse_late(new, max((late[key] for key in late if key not in anyway), default=0.0), now)
 
@@ -118,19 +123,18 @@ class Admission:
                 patience = self.bounds.patience * self._alone(new)
             ready = max(ready for image, ready in self._schedule(inside, new) if id(image) in asked)
             # Both sides of the second are predictions, and whatever they leave out they both do.
-            if ready * self.margin <= time_left and ready <= patience:
+            if ready + self.slack <= time_left and ready <= patience:
                 return
 
     def learn(self, image: Image, queued: bool, now: float) -> None:
-        """Compares a finished image with what was predicted.
+        """Compares an image that is finished, or given up as its deadline passed, with what was predicted.
 
         Args:
             queued: Whether images were waiting all the time, so that the phases were never idle.
         """
-        ratio = (now - image.admitted) / image.predicted if 0 < image.predicted < math.inf else 0.0
-        if ratio:
-            step = MARGIN_STEP * (QUANTILE if ratio > self.margin else QUANTILE - 1)
-            self.margin = _clip(self.margin + step, MARGINS)
+        if 0 < image.predicted < math.inf:
+            self._late.append(now - image.admitted - image.predicted)
+            self.slack = sorted(self._late)[int(QUANTILE * len(self._late))]
         if not queued:
             self._busy_since = None
         elif self._busy_since is None:
@@ -141,33 +145,36 @@ class Admission:
 
     def _schedule(self, inside: Collection[Image], new: Sequence[Image]) -> Iterator[tuple[Image, float]]:
         """Each image in the order in which they go, and in how many seconds it is ready."""
-        everyone, ahead = [*inside, *new], 0.0
-        costs, alone = cache(self._rates), min(len(everyone), self._largest)
+        everyone, ahead, costs = [*inside, *new], 0.0, cache(self._rates)
         for image in self._fair.arrange(everyone, _steps_left):
             left = _steps_left(image)
             ahead += costs(image.size, None).cost(image, left)
-            yield image, max(ahead / self.speed, costs(image.size, alone).cost(image, left))
+            yield image, max(ahead / self.speed, costs(image.size, len(everyone)).cost(image, left))
 
-    def _rates(self, size: Size, batch: int | None) -> _Rates:
-        """What each phase takes for an image in the best batch, or for a whole batch of `batch`."""
+    def _rates(self, size: Size, together: int | None) -> _Rates:
+        """What each phase takes for an image in the best batch, or for the whole batch that an image is in
+        when so many are inside."""
         groups = {"encode": False, "denoise": size, "decode": size, "file": size}
         return _Rates(*(
-            self._latency.per_image(stage, group) if batch is None
-            else self._latency.seconds(stage, group, batch) or 0.0
+            self._latency.per_image(stage, group) if together is None
+            else self._of_batch(stage, group, together)
             for stage, group in groups.items()
         ))  # fmt: skip
+
+    def _of_batch(self, stage: str, group: Hashable, together: int) -> float:
+        batch = self._latency.best_batch(stage, group, self._sizes, together)
+        return self._latency.seconds(stage, group, batch) or 0.0
 
     def _backlog(self, images: Collection[Image]) -> float:
         """Seconds that all of it takes."""
         costs = cache(self._rates)
         return sum(costs(image.size, None).cost(image, _steps_left(image)) for image in images) / self.speed
 
-    def _alone(self, new: Sequence[Image]) -> float:
-        """Seconds that a request takes on an idle server."""
-        batch = min(len(new), self._largest)
-        return max(
-            self._backlog(new), *(self._rates(image.size, batch).cost(image, image.steps) for image in new)
-        )
+    def _alone(self, new: Sequence[Image], company: int = 0) -> float:
+        """Seconds that a request takes on an idle server, or if nobody went before it while `company`
+        shares its batches."""
+        costs, together = cache(self._rates), len(new) + company
+        return max(self._backlog(new), *(costs(one.size, together).cost(one, one.steps) for one in new))
 
     def _work(self, image: Image) -> float:
         """Seconds of work that a finished image has been."""

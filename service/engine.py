@@ -18,6 +18,7 @@ from engines.runtime.sampler import Pending, advance, generate
 from .caches import ByteCache
 from .errors import ServiceError
 from .image import Image
+from .memory import give_back
 from .metrics import EngineMeters
 from .pictures import Pixels
 
@@ -127,6 +128,7 @@ class Engine:
         except (EngineError, OSError, RuntimeError) as error:
             message = "The engine failed and could not be restarted."
             raise ServiceError(message, status=503, code="engine_down") from error
+        give_back()
         self._restarted = time.perf_counter()
         self._meters.restarts.inc()
 

@@ -270,8 +270,9 @@ class Generator:
             if self._inside.pop(id(image), None) is not None:
                 self._meters.inflight.dec()
             self._fair.leave(image)
-            if error is None:
-                self.admission.learn(image, len(self._inside) > 2 * max(self.batch_sizes), now)
+            if error is None or now >= image.deadline:
+                queued = error is None and len(self._inside) > max(self.batch_sizes)
+                self.admission.learn(image, queued, now)
         self._traffic.leave()
         if error is None:
             self._drawn(image, now)

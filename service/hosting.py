@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from engines.bundle import Bundle
 from engines.errors import EngineError
@@ -19,6 +17,7 @@ from engines.errors import EngineError
 from .bundles import Bundles, size_of
 from .errors import ServiceError
 from .generator import Generator
+from .memory import give_back, resident_bytes
 from .metrics import Metrics
 from .settings import Settings
 from .traffic import Traffic
@@ -139,9 +138,10 @@ class Host:
                 raise ServiceError("The server is shutting down.", status=503, code="shutting_down")
             bundle = await asyncio.to_thread(self._found, version)
             await self._make_room(version, self._measured.get(version.digest, size_of(bundle)), evict)
-            await asyncio.to_thread(gc.collect)  # what has left is a ring of generator, phases and engine
+            await asyncio.to_thread(_clear_out)
             started, before = time.perf_counter(), resident_bytes()
             generator = await asyncio.to_thread(self._warm, version)
+            give_back()
             taken = max(size_of(bundle), resident_bytes() - before)
             self._measured[version.digest] = taken
             hosted = self.hosted[version.id] = Hosted(version, generator, taken)
@@ -217,13 +217,9 @@ class Host:
         log.info("model=%s unloaded", hosted.version.id)
 
 
-def resident_bytes() -> int:
-    """Memory of this process; 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _clear_out() -> None:
+    gc.collect()  # what has left is a ring of generator, phases and engine
+    give_back()
 
 
 def _name(version: Version) -> str:

@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .engine import Engine
+from .memory import give_back
 from .phases import Phase
 
 log = logging.getLogger(__name__)
 
 TICK = 1.0
+GIVE_BACK_SECONDS = 60.0
+"""How often memory that requests have freed goes back to the system, which by itself it does not."""
 
 
 class Watchdog:
@@ -41,7 +44,7 @@ class Watchdog:
         self.healthy = True
         self._engine, self._phases, self._last_picture = engine, phases, last_picture
         self._stall_seconds, self._canary_seconds = stall_seconds, canary_seconds
-        self._last_canary = time.perf_counter()
+        self._last_canary = self._gave_back = time.perf_counter()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -56,6 +59,9 @@ class Watchdog:
             self._recover()
         elif not self.healthy or self._idle_seconds() > self._canary_seconds:
             self._turn(self._check())
+        if time.perf_counter() - self._gave_back > GIVE_BACK_SECONDS:
+            give_back()
+            self._gave_back = time.perf_counter()
 
     def _run(self) -> None:
         while not self._stop.wait(min(TICK, self._stall_seconds / 4)):

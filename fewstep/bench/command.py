@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 from service.errors import ServiceError
 
+from .http import run
 from .load import Client, Run, closed_loop, open_loop
 from .plot import check_plot, plot
 from .report import as_table, headline, summary
@@ -30,7 +30,7 @@ def bench(options: argparse.Namespace) -> int:
         )
     if options.plot:
         check_plot(options.plot)
-    found = asyncio.run(_bench(options))
+    found = run(_bench(options))
     rows = found["rows"] if options.sweep else found
     if options.plot:
         knee = found["knee_requests_per_second"] if options.sweep else None

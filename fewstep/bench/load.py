@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 from service.errors import ServiceError
 
+from .http import Http
 from .scrape import Reading, read
 
 ROUTE = "/v1/images/generations"
@@ -83,45 +85,31 @@ class Client:
         """
         Args:
             fields: Of every request body, beside prompt and seed.
+
+        Raises:
+            ServiceError: the URL is not that of a server.
         """
-        try:
-            import httpx
-        except ImportError as error:
-            raise ServiceError("httpx is not installed: pip install 'fewstep[bench]'") from error
-        self._prompts, self._fields, self._count = prompts, fields, 0
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+        self._url, self._prompts, self._fields, self._count = url, prompts, fields, 0
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.AsyncClient(
-            base_url=url, timeout=LONGEST_ANSWER, limits=limits, headers=headers, trust_env=False
-        )
+        self._http = Http(url, {**headers, "Content-Type": "application/json"}, LONGEST_ANSWER)
 
     async def send(self, due: float) -> Answer:
-        import httpx
-
         number, self._count = self._count, self._count + 1
         body = {"prompt": self._prompts[number % len(self._prompts)], "seed": number, **self._fields}
         try:
-            response = await self._client.post(ROUTE, json=body)
-        except httpx.HTTPError:
+            reply = await self._http.request("POST", ROUTE, json.dumps(body).encode())
+        except OSError:
             return Answer(time.perf_counter() - due, 0, 0, {})
         seconds = time.perf_counter() - due
-        drawn = response.status_code == 200
-        steps = response.json()["num_inference_steps"] if drawn else 0
-        return Answer(
-            seconds, response.status_code, steps, _phases(response.headers.get("server-timing", ""))
-        )
+        steps = json.loads(reply.body)["num_inference_steps"] if reply.status == 200 else 0
+        return Answer(seconds, reply.status, steps, _phases(reply.headers.get("server-timing", "")))
 
     async def counted(self) -> Reading:
         """What the server has counted so far; nothing if it does not say."""
-        import httpx
-
         try:
-            response = await self._client.get("/metrics", headers={"accept": "text/plain"})
-        except httpx.HTTPError:
-            return {}
-        try:
-            return read(response.text) if response.status_code == 200 else {}
-        except ValueError:  # another server's page of that name
+            reply = await self._http.request("GET", "/metrics", headers={"Accept": "text/plain"})
+            return read(reply.body.decode()) if reply.status == 200 else {}
+        except (OSError, ValueError):  # no answer, or another server's page of that name
             return {}
 
     async def check(self) -> None:
@@ -132,10 +120,10 @@ class Client:
         answer = await self.send(time.perf_counter())
         if answer.status != 200:
             told = f"answers {answer.status}" if answer.status else "does not answer"
-            raise ServiceError(f"{self._client.base_url} {told}; expected the address of a ready server")
+            raise ServiceError(f"{self._url} {told}; expected the address of a ready server")
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._http.close()
 
 
 def _phases(header: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -16,12 +17,48 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from distill.files import atomic_file, atomic_folder, staging_folder, write_json
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_what_safetensors_writes_is_as_open_as_any_other_new_file(umask: int, tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "a.safetensors") as temporary:
+        save_file({"a": torch.zeros(2)}, temporary)
+    with atomic_folder(tmp_path / "model") as folder:
+        (folder / "part").mkdir()
+        save_file({"a": torch.zeros(2)}, folder / "part" / "a.safetensors")
+    expected = 0o666 & ~umask
+    assert mode(tmp_path / "a.safetensors") == mode(tmp_path / "model/part/a.safetensors") == expected
+    assert names(tmp_path) == ["a.safetensors", "model"]
+    assert names(tmp_path / "model") == ["part"]
+
+
+def test_files_that_lie_elsewhere_too_keep_their_permissions(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    for path in (mine, other):
+        path.write_text("x")
+        path.chmod(0o600)
+    with atomic_folder(tmp_path / "model") as folder:
+        (folder / "link").symlink_to(mine)
+        (folder / "name").hardlink_to(other)
+    assert mode(mine) == mode(other) == 0o600
 
 
 @pytest.fixture

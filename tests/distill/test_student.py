@@ -114,6 +114,11 @@ def test_no_path_of_the_machine_is_left_in_the_folder(student: Path, tiny_teache
         assert str(tiny_teacher.parent) not in path.read_text(), path
 
 
+def test_whoever_may_read_the_card_may_read_the_weights(student: Path) -> None:
+    modes = {path.stat().st_mode for path in student.rglob("*") if path.is_file() and "run" not in path.parts}
+    assert modes == {(student / "README.md").stat().st_mode}
+
+
 def test_the_spec_names_its_teacher_and_recipe(student: Path, tiny_teacher: Path) -> None:
     spec = GeneratorSpec.load(student)
     assert spec.teacher == tiny_teacher.name

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fewstep.bench.http import Http, Reply
 from fewstep.bench.load import Client
 from fewstep.bench.plot import plot
 from fewstep.bench.scrape import batches, read
@@ -62,17 +62,15 @@ def test_what_was_counted_between_two_readings() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [httpx.Response(404), httpx.Response(200, text='{"ready":true}'), httpx.ConnectError("gone")]
+    "answer", [Reply(404, {}, b""), Reply(200, {}, b'{"ready":true}'), ConnectionError("gone")]
 )
-def test_servers_without_such_metrics(
-    answer: httpx.Response | Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def get(self: object, *args: object, **named: object) -> httpx.Response:
+def test_servers_without_such_metrics(answer: Reply | Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def request(self: object, *args: object, **named: object) -> Reply:
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    monkeypatch.setattr(httpx.AsyncClient, "get", get)
+    monkeypatch.setattr(Http, "request", request)
     assert asyncio.run(Client("http://127.0.0.1:9", ["a"], {}, None).counted()) == {}
 
 

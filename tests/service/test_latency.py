@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.latency import OUTLIER, WEIGHT, LatencyModel
+from service.latency import OUTLIER, SHAPE_WEIGHT, WEIGHT, LatencyModel
 
 SIZES = (1, 2, 4, 8)
 
@@ -22,35 +22,46 @@ def model(per_call: float, per_item: float) -> LatencyModel:
     ("per_call", "per_item", "waiting", "expected"),
     [
         (1.0, 0.0, 5, 8),  # a call costs the same whatever is in it: pad
-        (0.0, 1.0, 5, 4),  # every place costs: fill
-        (0.0, 1.0, 3, 2),
+        (0.0, 1.0, 5, 1),  # nothing is gained by company: first come, first served
+        (0.0, 1.0, 100, 1),
+        (0.5, 1.0, 3, 2),
         (1.0, 0.1, 3, 4),
         (1.0, 1.0, 8, 8),
         (1.0, 1.0, 20, 8),
-        (1.0, 1.0, 1, 1),
+        (1.0, 0.0, 1, 1),
     ],
 )
-def test_padding_is_chosen_when_it_is_faster(
+def test_batches_are_large_where_that_is_faster(
     per_call: float, per_item: float, waiting: int, expected: int
 ) -> None:
     assert model(per_call, per_item).best_batch("denoise", "64x64", SIZES, waiting) == expected
 
 
 @given(st.floats(0.001, 1), st.floats(0, 0.1), st.integers(1, 100))
-def test_a_batch_is_allowed_and_no_place_is_wasted_without_need(
-    per_call: float, per_item: float, waiting: int
-) -> None:
+def test_a_batch_is_allowed_and_the_fastest(per_call: float, per_item: float, waiting: int) -> None:
     size = model(per_call, per_item).best_batch("denoise", "64x64", SIZES, waiting)
     assert size in SIZES
     assert size // 2 < waiting
-    rate = min(size, waiting) / (per_call + size * per_item)
-    best = max(min(each, waiting) / (per_call + each * per_item) for each in SIZES)
-    neighbours = [each for each in SIZES if each <= waiting][-1:] + [
-        each for each in SIZES if each > waiting
-    ][:1]
-    chosen = max(min(each, waiting) / (per_call + each * per_item) for each in neighbours)
-    assert rate == pytest.approx(chosen)
-    assert chosen <= best * (1 + 1e-9)
+    rates = {each: min(each, waiting) / (per_call + each * per_item) for each in SIZES}
+    assert rates[size] == pytest.approx(max(rates.values()))
+
+
+def test_sizes_that_were_never_measured() -> None:
+    assert LatencyModel().best_batch("denoise", None, SIZES, 5) == 4
+    assert LatencyModel().best_batch("denoise", None, (4, 8), 1) == 4
+
+
+def test_what_slows_one_size_down_slows_all() -> None:
+    """A size that is not used any more must not look for ever as it did under load."""
+    latency = model(1.0, 0.5)
+    before = {size: latency.seconds("denoise", "64x64", size) for size in SIZES}
+    for _ in range(60):
+        latency.observe("denoise", "64x64", 8, 3 * 5.0)
+    for _ in range(60):
+        latency.observe("denoise", "64x64", 1, 1.5)
+    for size in SIZES:
+        assert latency.seconds("denoise", "64x64", size) == pytest.approx(before[size], rel=0.5)
+    assert latency.best_batch("denoise", "64x64", SIZES, 4) == 4
 
 
 @given(st.lists(st.floats(0.01, 0.011), min_size=1, max_size=50))
@@ -68,7 +79,8 @@ def test_it_follows_a_change_and_survives_a_stall() -> None:
     latency.observe("decode", None, 1, 0.01)
     latency.observe("decode", None, 1, 1000.0)
     stalled = latency.seconds("decode", None, 1)
-    assert stalled == pytest.approx(0.01 * (1 + WEIGHT * (OUTLIER - 1)))
+    grown = 0.01 * (1 + WEIGHT * (OUTLIER - 1))
+    assert stalled == pytest.approx(grown + SHAPE_WEIGHT * (0.01 * OUTLIER - grown))
     for _ in range(60):
         latency.observe("decode", None, 1, 0.05)
     assert latency.seconds("decode", None, 1) == pytest.approx(0.05, rel=0.05)
