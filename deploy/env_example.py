@@ -77,6 +77,10 @@ COMPOSE = {
     "PIP_EXTRA_INDEX_URL": ("", "A further one"),
     "PIP_TRUSTED_HOST": ("", "Its host, if it has no certificate that is known"),
     "PIP_FIND_LINKS": ("", "A page or folder of packages"),
+    "GPU_EXTRA": (
+        "tensorrt",
+        "In the image for GPUs; tensorrt-rtx for GeForce RTX and RTX PRO, then GPU_BACKEND, too",
+    ),
     "VERSION": ("0.1.0", "Label of the images that are built"),
     "REVISION": ("unknown", "Label of the images that are built: the commit"),
     "CREATED": ("unknown", "Label of the images that are built: the time"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from engines.runtime.sampler import MAX_SEED
 
+from .errors import SHOWN, invalid
 from .pictures import Format
 
 Quality = Literal["low", "medium", "high"]
@@ -100,6 +102,23 @@ class ImagesRequest(BaseModel):
         le=MAX_DEADLINE_MS,
         description="Answer within this time, with an error if it cannot be done",
     )
+
+
+def check_unique(body: bytes) -> None:
+    """
+    Raises:
+        ServiceError: an object of a valid body names a field twice, of which JSON parsers take one or the other.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)[:SHOWN]
+            raise invalid(twice, f"Parameter '{twice}' is given more than once.", "duplicate_parameter")
+        return fields
+
+    json.loads(body, object_pairs_hook=unique)
 
 
 class ImageObject(BaseModel):

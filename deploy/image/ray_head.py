@@ -7,17 +7,19 @@ cluster failed; 2 the file or a setting is wrong. The last line says why.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-import ray
 import yaml
 from pydantic import ValidationError
-from ray import serve
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from fewstep.ray_serve import build
@@ -37,53 +39,65 @@ def main(words: list[str]) -> int:
         return 2
     file = Path(words[0])
     try:
-        check(file)
+        config = check(file)
     except (OSError, yaml.YAMLError, ValidationError, ServiceError) as error:
         return end(2, f"{file}: {' '.join(str(error).split())}")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    ray: Any = None
     try:
         subprocess.run(["ray", "start", "--head", *words[1:]], check=True)
-        subprocess.run(["serve", "deploy", str(file)], check=True)
-        ray.init(address="auto", namespace="serve", log_to_driver=False)
-        for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which sets its own
-            signal.signal(number, _stop)
-        return end(1, watch())
+        ray = ServeSubmissionClient(os.environ.get("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:8265"))
+        ray.deploy_applications(config)
+        return end(1, watch(ray))
     except subprocess.CalledProcessError as error:
         return end(1, f"{' '.join(error.cmd)} ended with {error.returncode}")
+    except (ConnectionError, RuntimeError) as error:
+        return end(1, str(error))
     except Stopped:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        serve.shutdown()  # replicas finish what is inside, within graceful_shutdown_timeout_s
+        with suppress(ConnectionError, RuntimeError):  # of a cluster that is gone there is nothing to end
+            if ray is not None:
+                ray.delete_applications()  # replicas finish what is inside, within graceful_shutdown_timeout_s
         return 0
 
 
-def check(file: Path) -> None:
-    """
+def check(file: Path) -> dict[str, Any]:
+    """The file's content.
+
     Raises:
         OSError, yaml.YAMLError, ValidationError, ServiceError: it cannot be read; it is no Serve file; a setting of
             the application is wrong.
     """
-    for application in ServeDeploySchema.model_validate(yaml.safe_load(file.read_text())).applications:
+    config = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
+    for application in config.applications:
         build(application.args)
+    content: dict[str, Any] = config.model_dump(exclude_unset=True)
+    return content
 
 
-def watch() -> str:
+def watch(ray: Any) -> str:
     """Returns when an application has failed or the cluster is lost: why."""
     unanswered, running = 0, False
-    while True:
+    while unanswered < LOST_AFTER:
         try:
-            states = serve.status().applications
-        except Exception as error:  # of many kinds
-            unanswered += 1
-            if unanswered == LOST_AFTER:
-                return f"the cluster does not answer: {error}"
+            states = ray.get_serve_details()["applications"]
+        except (OSError, RuntimeError) as error:  # those of requests are OSErrors
+            unanswered, reason = unanswered + 1, str(error)
         else:
             unanswered = 0
             for name, state in states.items():
-                if state.status == ApplicationStatus.DEPLOY_FAILED:
-                    return f"{name}: {_reason(state.message)}"
-            if not running and states and {s.status for s in states.values()} == {ApplicationStatus.RUNNING}:
+                if state["status"] == ApplicationStatus.DEPLOY_FAILED:
+                    return f"{name}: {_reason(state['message'])}"
+            if (
+                not running
+                and states
+                and {s["status"] for s in states.values()} == {ApplicationStatus.RUNNING}
+            ):
                 running = True
                 print(f"running: {', '.join(states)}", flush=True)
         time.sleep(2)
+    return f"the cluster does not answer: {reason}"
 
 
 def _reason(message: str) -> str:

@@ -11,4 +11,4 @@ if [ ! -s "$data/PG_VERSION" ]; then
     echo "CREATE DATABASE \"$POSTGRES_DB\"" | postgres --single -D "$data.new" postgres >/dev/null
     mv "$data.new" "$data"
 fi
-exec postgres -D "$data" -c listen_addresses='*' -c unix_socket_directories=/var/run/postgresql
+exec postgres -D "$data" -c listen_addresses='*' -c unix_socket_directories=/tmp

@@ -25,6 +25,7 @@ from ..schemas import (
     ImageObject,
     ImagesRequest,
     ImagesResponse,
+    check_unique,
 )
 from ..streaming import Stream, check_stream
 from ..usage import timing_of
@@ -41,6 +42,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorObject}, "5XX":
 @router.post("/v1/images/generations", response_model=ImagesResponse, responses=ERRORS)
 async def generate(body: ImagesRequest, request: Request, service: InService) -> Response:
     """Draws pictures. The same seed gives the same picture whatever else the server is doing."""
+    check_unique(await request.body())
     request.state.prompt = body.prompt
     async with service.models.use(body.model, lot_of(body, request.headers.get(HEADER))) as hosted:
         request.state.model, request.state.version = hosted.generator.name, hosted.version.id

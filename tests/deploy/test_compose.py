@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,22 @@ def test_compose_accepts_the_file(profiles: tuple[str, ...]) -> None:
     done = run("docker", "compose", "-f", DEPLOY / "compose.yaml", *chosen, "config", "--quiet")
     assert done.returncode == 0, done.stderr
     assert not done.stderr, "no warning either"
+
+
+@pytest.mark.skipif(not has_compose(), reason="docker compose is not installed")
+@pytest.mark.parametrize("profile", ["", *PROFILES])
+def test_the_file_that_the_smoke_run_writes_can_be_used(profile: str, tmp_path: Path) -> None:
+    """Printed without its other profiles, it would lack services that are waited for."""
+    (command,) = re.findall(
+        r"^    docker compose (-f deploy/compose.yaml .*) >", (DEPLOY / "smoke.sh").read_text(), re.MULTILINE
+    )
+    printed = run("docker", "compose", *command.replace("'", "").split(), cwd=ROOT)
+    (tmp_path / "compose.json").write_text(printed.stdout)
+    chosen = ["--profile", profile] if profile else []
+    done = run("docker", "compose", "-f", tmp_path / "compose.json", *chosen, "config", "--services")
+    assert done.returncode == 0, done.stderr
+    expected = {name for name in SERVICES if not service_profiles(name) or profile in service_profiles(name)}
+    assert set(done.stdout.split()) == expected
 
 
 def test_there_is_a_profile_for_each_purpose() -> None:

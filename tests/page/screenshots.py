@@ -121,7 +121,7 @@ def main(names: list[str]) -> None:
     """
     wanted = [scene for scene in SCENES if not names or scene.__name__ in names]
     with tempfile.TemporaryDirectory() as data, sync_playwright() as playwright:
-        server = start_server(Path(data))
+        server = start_server(Path(data), "--jobs-nice", "0")
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
             for scene in wanted:

@@ -238,3 +238,20 @@ def test_log_has_one_line_per_request_and_no_prompts(
     (line,) = about_it()
     assert f"method=POST route={ROUTE} status=200 model=fake ms=" in line
     assert not any("confidential" in line for line in lines())
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"prompt": "a", "prompt": "b"}', "prompt"),
+        ('{"prompt": "a", "n": 1, "n": 1}'.encode("utf-16"), "n"),
+    ],
+)
+def test_a_field_given_twice(body: bytes, param: str, settings: Settings) -> None:
+    """Of which a parser takes one or the other, so that nobody knows what was asked for."""
+    with run_server(settings, {"fake": FakeRuntime()}) as running:
+        response = running.client.post(ROUTE, content=body, headers=JSON)
+        error = error_of(response)
+        assert running.generate().status_code == 200
+    assert (response.status_code, error["code"], error["param"]) == (400, "duplicate_parameter", param)
+    assert error["message"] == f"Parameter '{param}' is given more than once."
