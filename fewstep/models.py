@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Images = npt.NDArray[np.uint8]
 
 TEACHER_STEPS = 28
-FASTER_IN_ONE_GRAPH = {("onnxruntime-cpu", precision) for precision in ("fp32", "int8", "int8-qdq")}
+FASTER_IN_ONE_GRAPH = {
+    ("onnxruntime-cpu", precision) for precision in ("fp32", "int8", "int8-qdq", "fp8-qdq")
+}
 """Backends and precisions for which it was measured (docs/benchmarks.md)."""
 
 

@@ -44,7 +44,7 @@ def export_student(
             the fastest on this machine whose certificate holds, which `say` is told with the reasons.
         min_psnr: Least PSNR of pictures against PyTorch in dB; by default that of the precision, with
             `auto` 40.
-        prompts: What to calibrate `int8-qdq` on.
+        prompts: What to calibrate `int8-qdq` and `fp8-qdq` on.
         fuse: Also write the whole generator as one graph for each step count.
         torch: Also write each part as a program for PyTorch, `<part>.pt2`.
         judge: Measures pictures that the graphs have drawn; its figures become `engine` in the quality card.

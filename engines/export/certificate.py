@@ -20,9 +20,8 @@ import torch
 from ..bundle import Certificate, Parity, SamplerSpec, Size
 from ..runtime.base import Conditioning, Floats, Images
 from ..runtime.fused import FusedGraphs
-from ..runtime.onnx import OnnxNetworks
+from ..runtime.graphs import GraphNetworks
 from ..runtime.sampler import noise, sample
-from ..runtime.torch import TorchPrograms
 from .reference import TorchNetworks
 from .staged import Remembering
 
@@ -43,16 +42,20 @@ Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 def certify(
     reference: TorchNetworks,
-    graphs: OnnxNetworks,
+    graphs: GraphNetworks,
     spec: SamplerSpec,
     batch_sizes: Sequence[int],
     sizes: Sequence[Size],
     tolerance: Mapping[str, float],
     say: Say,
     fused: FusedGraphs | None = None,
-    programs: TorchPrograms | None = None,
+    programs: GraphNetworks | None = None,
+    how: str = "",
 ) -> Certificate:
-    """Measures everything; whether the bounds of `tolerance` hold is for `Certificate.failures` to say."""
+    """Measures everything; whether the bounds of `tolerance` hold is for `Certificate.failures` to say.
+
+    `how` is added to the name of what ran the graphs.
+    """
     say(f"drawing with PyTorch in batches of {', '.join(map(str, batch_sizes))}")
     expected = _draw(Remembering(reference), spec, batch_sizes, sizes)
     say("comparing with the graphs")
@@ -76,7 +79,7 @@ def certify(
     unmeasured |= {"torch"} if programs is None else set()
     return Certificate(
         reference=f"torch {torch.__version__} float32",
-        runtime=f"onnxruntime {ort.__version__} on CPU",
+        runtime=f"onnxruntime {ort.__version__} on CPU{how}",
         tolerance={part: bound for part, bound in tolerance.items() if part not in unmeasured},
         measurements=tuple(measurements),
     )
@@ -165,7 +168,7 @@ def _batched(
 
 
 def _in_one_call(
-    graphs: Remembering | OnnxNetworks,
+    graphs: Remembering | GraphNetworks,
     fused: FusedGraphs,
     spec: SamplerSpec,
     batch_size: int,
@@ -180,7 +183,7 @@ def _in_one_call(
 
 
 def _sample(
-    networks: Remembering | OnnxNetworks,
+    networks: Remembering | GraphNetworks,
     spec: SamplerSpec,
     count: int,
     size: Size,

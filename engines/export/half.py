@@ -26,7 +26,7 @@ ISLANDS = {
     "decoder": r"norm",
 }
 """Layers that stay in float32, by their names: what is normalised or embeds the time, and the layer of T5
-whose results overflow in half precision."""
+whose results overflow in float16."""
 
 
 def in_half(part: Part, dtype: torch.dtype) -> Part:

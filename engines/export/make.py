@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from onnx import ModelProto
 from tokenizers import Tokenizer
 
@@ -18,24 +17,28 @@ from ..bundle import MANIFEST, Graph, Manifest, SamplerSpec, Size, sha256
 from ..errors import EngineError
 from ..runtime.base import Images
 from ..runtime.fused import FusedGraphs
-from ..runtime.onnx import OnnxNetworks
+from ..runtime.onnx import OnnxGraph, OnnxNetworks
 from ..runtime.sampler import sample
 from ..runtime.torch import TorchPrograms
+from ..widen import open_widened
 from .certificate import certify
 from .external import in_memory, is_external
+from .float8 import in_float8
 from .fuse import write_fused
 from .graphs import Part, parts_of
 from .half import in_half, islands_of
-from .precision import PRECISIONS, Precision
+from .precision import PRECISIONS, Half, Precision
 from .probe import probe
 from .program import write_program
 from .quantize import denoiser_feeds, with_dynamic_scales, with_fixed_scales
 from .reference import TorchNetworks
 from .staged import OneAtATime
 from .student import Student
-from .trace import OPSET, trace_part, write_graph
+from .trace import BFLOAT16_OPSET, OPSET, trace_part, write_graph
 
 EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
+
+WIDENED = ", each operation in float32 and its result rounded to bfloat16"
 
 Say = Callable[[str], None]
 Draw = Callable[[Sequence[str], Sequence[int], int], Images]
@@ -64,7 +67,7 @@ class Wish:
     fuse: bool = False
     torch: bool = False
     judge: Judge | None = None
-    traced: dict[tuple[str, bool], ModelProto] | None = None
+    traced: dict[tuple[str, Half], ModelProto] | None = None
 
 
 def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision, say: Say) -> Manifest:
@@ -75,14 +78,16 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
             PyTorch are wanted in a precision that it does not compute in.
     """
     if wish.torch and precision.quantised:
-        raise EngineError(f"precision {precision.name}: programs for PyTorch are in fp32 or fp16 (--torch)")
+        kinds = ", ".join(one.name for one in PRECISIONS.values() if not one.quantised)
+        raise EngineError(f"precision {precision.name}: programs for PyTorch are in {kinds} (--torch)")
     graphs, islands, programs = write_graphs(student, folder, wish, precision, say)
     content = student.spec.model_dump(mode="json")
     spec = SamplerSpec.model_validate(content)
     reference = TorchNetworks(student.family, student.spec, student.pipeline)
-    networks: OnnxNetworks = (OneAtATime if student.large else OnnxNetworks)(folder, spec)
+    opened = OnnxGraph if precision.on_cpu else open_widened
+    networks = OnnxNetworks(folder, spec, opened=OneAtATime(opened) if student.large else opened)
     fused = {steps: write_fused(folder, spec, steps) for steps in spec.levels} if wish.fuse else {}
-    one_call = FusedGraphs(folder, spec, fused) if fused else None
+    one_call = FusedGraphs(folder, spec, fused, opened=opened) if fused else None
     names = {part: (inputs, [one.name for one in graphs[part].outputs]) for part, inputs in programs.items()}
     certificate = certify(
         reference,
@@ -94,6 +99,7 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
         say,
         one_call,
         TorchPrograms(folder, spec, names) if names else None,
+        "" if precision.on_cpu else WIDENED,
     )
     if failures := certificate.failures():
         raise EngineError(f"{student.name}: the graphs do not match PyTorch: {'; '.join(failures)}")
@@ -101,7 +107,7 @@ def make_bundle(student: Student, folder: Path, wish: Wish, precision: Precision
         name=student.name,
         spec=content,
         precision=precision.name,
-        opset=OPSET,
+        opset=_opset(precision),
         graphs=graphs,
         batch_sizes=wish.batch_sizes,
         sizes=wish.sizes,
@@ -143,8 +149,8 @@ def write_graphs(
     for part in parts_of(student.family, student.spec, student.pipeline):
         name = part.name
         say(f"exporting {name} in {precision.name}")
-        if precision.half:
-            part = in_half(part, torch.float16)
+        if precision.half is not None:
+            part = in_half(part, precision.half)
             islands[name] = islands_of(part)
         if wish.torch:
             programs[name] = write_program(part, folder)
@@ -161,12 +167,21 @@ def _traced(part: Part, folder: Path, wish: Wish, precision: Precision) -> Model
     key = (part.name, precision.half)
     if wish.traced is not None and key in wish.traced:
         return _copy(wish.traced[key])
-    model = trace_part(part, folder)
-    bound = PRECISIONS["fp16" if precision.half else "fp32"].tolerance[part.name]
+    model = trace_part(part, folder, _opset(precision))
+    bound = _unquantised(precision).tolerance[part.name]
     probe(part, model, bound, folder)
     if wish.traced is not None and not is_external(model):
         wish.traced[key] = _copy(model)
     return model
+
+
+def _opset(precision: Precision) -> int:
+    return OPSET if precision.on_cpu else BFLOAT16_OPSET
+
+
+def _unquantised(precision: Precision) -> Precision:
+    """The precision that parts are traced in."""
+    return next(one for one in PRECISIONS.values() if one.half == precision.half)
 
 
 def _copy(model: ModelProto) -> ModelProto:
@@ -183,7 +198,8 @@ def _quantised(
         return with_dynamic_scales(model)
     networks = TorchNetworks(student.family, student.spec, student.pipeline)
     spec = SamplerSpec.model_validate(student.spec.model_dump(mode="json"))
-    return with_fixed_scales(model, denoiser_feeds(networks, spec, wish.prompts, wish.sizes[0]))
+    feeds = denoiser_feeds(networks, spec, wish.prompts, wish.sizes[0])
+    return (in_float8 if precision.scales == "fp8" else with_fixed_scales)(model, feeds)
 
 
 def _write_tokenizer(tokenizer: object, max_length: int, folder: Path) -> None:

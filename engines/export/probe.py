@@ -18,6 +18,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from ..errors import EngineError
+from ..widen import widened
 from .external import is_external
 from .graphs import Part
 from .trace import save
@@ -55,7 +56,7 @@ def _session(model: ModelProto, folder: Path | None) -> ort.InferenceSession:
         options.add_session_config_entry("session.disable_prepacking", "1")
     with TemporaryDirectory(prefix="fewstep-") as temporary:
         file = (folder if folder and is_external(model) else Path(temporary)) / ".probed.onnx"
-        save(model, file)
+        save(widened(model), file)
         session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         file.unlink()
     return session

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -111,12 +111,17 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self._left, None)
 
 
-def _left_alone(model: ModelProto) -> list[str]:
-    """Products of activations with each other, and the last one with weights."""
+def quantised_products(model: ModelProto) -> list[NodeProto]:
+    """Products with weights, but for the last."""
     weights = {tensor.name for tensor in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type in PRODUCTS]
-    weighted = [node.name for node in products if node.input[1] in weights]
-    return [node.name for node in products if node.name not in weighted[:-1]]
+    return [node for node in products if node.input[1] in weights][:-1]
+
+
+def _left_alone(model: ModelProto) -> list[str]:
+    """Products of activations with each other, and the last one with weights."""
+    quantised = {node.name for node in quantised_products(model)}
+    return [node.name for node in model.graph.node if node.op_type in PRODUCTS and node.name not in quantised]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from distill.families import Family, tokenize, with_guidance
 from distill.spec import GeneratorSpec
 
 from ..runtime.base import Conditioning, Floats, Images
-from ..runtime.onnx import to_images
+from ..runtime.graphs import to_images
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def _forms(tensor: torch.Tensor) -> Iterator[Any]:
 
 
 def _digest(array: Any) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(array).data).digest()
+    plain = np.ascontiguousarray(array).view(np.uint8)  # Python has no buffers of bfloat16
+    return hashlib.blake2b(plain.data).digest()
 
 
 def _doubles(model: ModelProto) -> Iterator[str]:
@@ -103,7 +104,7 @@ def _unnamed_axes(model: ModelProto) -> Iterator[str]:
 
 def _non_finite(model: ModelProto, folder: Path | None) -> Iterator[str]:
     for label, tensor in _constants(model):
-        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
+        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16):
             values = array_of(tensor, folder)
             if np.isnan(values).any() or np.isposinf(values).any():  # masks may hold minus infinity
                 yield f"constant {label} is not finite"

@@ -6,25 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bundle import SamplerSpec
 from ..runtime.base import Conditioning
-from ..runtime.onnx import Graph, OnnxGraph, OnnxNetworks
-from ..runtime.torch import TorchPrograms
+from ..runtime.graphs import Graph, GraphNetworks
+from ..runtime.onnx import OnnxGraph, Opener
 from .reference import TorchNetworks
 
 
-class OneAtATime(OnnxNetworks):
-    """The graphs in `folder`; each is loaded when it is called and stays until another is."""
+class OneAtATime:
+    """Opens graphs when they are called: each stays until another is called.
 
-    def __init__(self, folder: Path, spec: SamplerSpec) -> None:
-        self._held: dict[Path, OnnxGraph] = {}
-        super().__init__(folder, spec)
+    Args:
+        opened: Loads a graph.
+    """
 
-    def _graph(self, file: Path, threads: int, provider: str) -> Graph:
+    def __init__(self, opened: Opener = OnnxGraph) -> None:
+        self._opened = opened
+        self._held: dict[Path, Graph] = {}
+
+    def __call__(self, file: Path, threads: int, provider: str) -> Graph:
         def call(arrays: Conditioning) -> dict[str, Any]:
             if file not in self._held:
                 self._held.clear()
-                self._held[file] = OnnxGraph(file, threads, provider)
+                self._held[file] = self._opened(file, threads, provider)
             return self._held[file](arrays)
 
         return call
@@ -33,7 +36,7 @@ class OneAtATime(OnnxNetworks):
 class Remembering:
     """Networks that encode the same prompts once, so that the text encoder is not called for again."""
 
-    def __init__(self, networks: TorchNetworks | OnnxNetworks | TorchPrograms) -> None:
+    def __init__(self, networks: TorchNetworks | GraphNetworks) -> None:
         self._networks = networks
         self._encoded: dict[tuple[str, ...], Conditioning] = {}
         self.velocity, self.decode = networks.velocity, networks.decode

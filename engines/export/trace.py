@@ -27,19 +27,22 @@ from .graphs import Part
 from .scan import scan
 
 OPSET = 20
+BFLOAT16_OPSET = 22
+"""The first in which every operation has bfloat16; in later ones attention is an operation of its own, which
+neither ONNX Runtime nor TensorRT takes as it is traced."""
 SMALL = 1024
 """Tensors with fewer elements are stored as they are."""
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Larger graphs keep their weights in a file beside them."""
 
 
-def trace_part(part: Part, folder: Path | None = None) -> ModelProto:
+def trace_part(part: Part, folder: Path | None = None, opset: int = OPSET) -> ModelProto:
     """The graph of `part`, fit to be shipped; if it is over 2 GB, its weights are written to `folder`.
 
     Raises:
         EngineError: the graph breaks a rule of `scan`.
     """
-    model = trace(part, folder)
+    model = trace(part, folder, opset)
     scan(part.name, model, part.module, folder)
     del model.graph.value_info[:]
     return model
@@ -62,14 +65,14 @@ def describe(file: str, model: ModelProto) -> Graph:
     return Graph(file=file, inputs=_tensors(model.graph.input), outputs=_tensors(model.graph.output))
 
 
-def trace(part: Part, folder: Path | None = None) -> ModelProto:
+def trace(part: Part, folder: Path | None = None, opset: int = OPSET) -> ModelProto:
     """The graph of `part`, its axes named and free of the tracer's notes."""
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
             part.module.eval(),
             tuple(part.inputs.values()),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=list(part.inputs),
             output_names=list(part.outputs),
             dynamic_shapes=dynamic_shapes(part),

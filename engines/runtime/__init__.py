@@ -12,7 +12,7 @@ from typing import Any
 from ..bundle import Bundle
 from ..errors import EngineError
 from .base import Conditioning, Floats, Images, Networks, Runtime, Stepping
-from .onnx import CPU, CUDA, OnnxRuntime, check_provider
+from .onnx import CPU, CUDA, OnnxRuntime, check_bundle
 from .sampler import generate
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _torch() -> Any:
 
 
 def _onnx(provider: str) -> Backend:
-    return Backend(lambda bundle: check_provider(provider), partial(OnnxRuntime, provider=provider))
+    return Backend(partial(check_bundle, provider=provider), partial(OnnxRuntime, provider=provider))
 
 
 BACKENDS: dict[str, Backend] = {

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..bundle import Graph, SamplerSpec, Size
 from ..errors import EngineError
 from .base import Conditioning, Floats, Images, Runtime
-from .onnx import OnnxGraph, default_threads, to_images
+from .graphs import to_images
+from .onnx import CPU, OnnxGraph, Opener, default_threads
 from .sampler import in_batches, noise
 
 
@@ -18,11 +20,16 @@ class FusedGraphs:
     """The graphs of `folder` by step count, each loaded when it is first asked for."""
 
     def __init__(
-        self, folder: Path, spec: SamplerSpec, graphs: Mapping[int, Graph], threads: int | None = None
+        self,
+        folder: Path,
+        spec: SamplerSpec,
+        graphs: Mapping[int, Graph],
+        threads: int | None = None,
+        opened: Opener | None = None,
     ) -> None:
         self._folder, self._spec, self._graphs = folder, spec, graphs
-        self._threads = threads or default_threads()
-        self._loaded: dict[int, OnnxGraph] = {}
+        self._threads, self._opened = threads or default_threads(), opened or OnnxGraph
+        self._loaded: dict[int, Callable[[Conditioning], dict[str, Any]]] = {}
 
     def pictures(self, conditioning: Conditioning, seeds: Sequence[int], steps: int, size: Size) -> Floats:
         """Pictures [B, 3, H, W] in -1 ... 1, not clipped: those that step calls give.
@@ -34,7 +41,8 @@ class FusedGraphs:
             known = ", ".join(map(str, sorted(self._graphs))) or "none"
             raise EngineError(f"{steps} steps: this bundle has fused graphs for {known}")
         if steps not in self._loaded:
-            self._loaded[steps] = OnnxGraph(self._folder / self._graphs[steps].file, self._threads)
+            file = self._folder / self._graphs[steps].file
+            self._loaded[steps] = self._opened(file, self._threads, CPU)
         rows = self._graphs[steps].inputs[0].shape[0]
         shape = self._spec.latent_shape(size)
         noise_KBCHW = np.stack(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 
-from ..bundle import PARTS, Bundle, SamplerSpec
+from ..bundle import Bundle, SamplerSpec
 from ..errors import EngineError
-from .base import Conditioning, Floats, Images
-from .text import Tokenizers
+from .base import Conditioning
+from .graphs import Graph, GraphNetworks
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 BACKENDS = {CPU: "onnxruntime-cpu", CUDA: "onnxruntime-cuda"}
@@ -27,15 +26,17 @@ PROVIDER_OPTIONS: Mapping[str, Mapping[str, str]] = {
         "arena_extend_strategy": "kSameAsRequested",
     },
 }
+NOT_ON_CPU = ("bf16",)
+"""Precisions for which there are no kernels on a CPU."""
 MAX_DEFAULT_THREADS = 8
-Graph = Callable[[Conditioning], dict[str, Any]]
-"""Named arrays -> named arrays."""
+Opener = Callable[[Path, int, str], Graph]
+"""(file, threads, provider) -> what runs it."""
 BATCH_DEPENDENT = ["TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"]
 """Rewrites that move a mean to another axis, where one image is summed in another order than several:
 without them a picture is the same, bit for bit, in every batch. They gain nothing measurable here."""
 
 
-class OnnxNetworks:
+class OnnxNetworks(GraphNetworks):
     """The three graphs in `folder`, and the tokenizers beside them.
 
     Args:
@@ -43,47 +44,50 @@ class OnnxNetworks:
         spec: The sampler's settings.
         threads: Threads one call may use; by default the usable cores, at most eight.
         provider: `CPUExecutionProvider` or `CUDAExecutionProvider`.
+        opened: Loads a graph; by default as it is.
 
     Raises:
         EngineError: ONNX Runtime or the tokenizer library cannot read a file, or the provider is missing.
     """
 
     def __init__(
-        self, folder: Path, spec: SamplerSpec, threads: int | None = None, provider: str = CPU
+        self,
+        folder: Path,
+        spec: SamplerSpec,
+        threads: int | None = None,
+        provider: str = CPU,
+        opened: Opener | None = None,
     ) -> None:
-        threads = threads or default_threads()
         check_provider(provider)
-        self.tokenize = Tokenizers(folder, spec)
-        self._text_encoder, self._denoiser, self._decoder = (
-            self._graph(folder / f"{part}.onnx", threads, provider) for part in PARTS
-        )
-
-    def _graph(self, file: Path, threads: int, provider: str) -> Graph:
-        return OnnxGraph(file, threads, provider)
-
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return self._text_encoder(self.tokenize(prompts))
-
-    def velocity(self, x_BCHW: Floats, t_B: Floats, conditioning: Conditioning) -> Floats:
-        outputs = self._denoiser({"latents": x_BCHW, "timestep": t_B, **conditioning})
-        velocity: Floats = outputs["velocity"]
-        return velocity
-
-    def decode(self, x0_BCHW: Floats) -> Images:
-        return to_images(self.decode_floats(x0_BCHW))
-
-    def decode_floats(self, x0_BCHW: Floats) -> Floats:
-        """Clean latents -> pictures [B, 3, H, W] in -1 ... 1, not clipped."""
-        pictures: Floats = self._decoder({"latents": x0_BCHW})["pictures"]
-        return pictures
+        load, threads = opened or OnnxGraph, threads or default_threads()
+        super().__init__(folder, spec, lambda part: load(folder / f"{part}.onnx", threads, provider))
 
 
 class OnnxRuntime(OnnxNetworks):
-    """`Runtime` of one bundle on a provider of ONNX Runtime."""
+    """`Runtime` of one bundle on a provider of ONNX Runtime.
+
+    Raises:
+        EngineError: as `check_bundle` and `OnnxNetworks`.
+    """
 
     def __init__(self, bundle: Bundle, threads: int | None = None, provider: str = CPU) -> None:
+        check_bundle(bundle, provider)
         super().__init__(bundle.path, bundle.spec, threads, provider)
         self.bundle, self.backend = bundle, BACKENDS[provider]
+
+
+def check_bundle(bundle: Bundle, provider: str) -> None:
+    """
+    Raises:
+        EngineError: the installed ONNX Runtime has no such provider, or the provider cannot run the bundle.
+    """
+    check_provider(provider)
+    precision = bundle.manifest.precision
+    if provider == CPU and precision in NOT_ON_CPU:
+        raise EngineError(
+            f"ONNX Runtime does not run {precision} on a CPU: take a GPU, or export the student with --torch for"
+            " --backend torch, or in another precision"
+        )
 
 
 def check_provider(provider: str) -> None:
@@ -97,12 +101,6 @@ def check_provider(provider: str) -> None:
             f"this ONNX Runtime has no {provider}, only {', '.join(available)}: pip install onnxruntime-gpu"
             " in place of onnxruntime"
         )
-
-
-def to_images(pictures_BCHW: Floats) -> Images:
-    """float [B, 3, H, W] in -1 ... 1 -> uint8 [B, H, W, 3]; values outside are clipped."""
-    scaled = np.rint((np.clip(pictures_BCHW, -1, 1) + np.float32(1)) * np.float32(127.5))
-    return np.ascontiguousarray(scaled.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def default_threads() -> int:

@@ -28,7 +28,7 @@ from ..tensorrt.kit import Kit, load_kit
 from ..tensorrt.plans import Plan, PlanFolder, build_command, find_plans, has_plans
 from .base import Conditioning, Floats, Images
 from .device import Block, DeviceArray
-from .onnx import to_images
+from .graphs import to_images
 from .text import Tokenizers
 
 Shapes = tuple[tuple[int, ...], ...]

@@ -13,14 +13,13 @@ from torch.export.passes import move_to_device_pass
 
 from ..bundle import PARTS, Bundle, SamplerSpec
 from ..errors import EngineError
-from .base import Conditioning, Floats, Images
-from .onnx import to_images
-from .text import Tokenizers
+from .graphs import Graph, GraphNetworks
 
-Call = Callable[[Mapping[str, Any]], dict[str, Any]]
+Names = tuple[Sequence[str], Sequence[str]]
+"""Inputs and outputs of a program, in its order."""
 
 
-class TorchPrograms:
+class TorchPrograms(GraphNetworks):
     """The programs `<part>.pt2` in `folder`, on the GPU if PyTorch has one.
 
     Args:
@@ -36,28 +35,7 @@ class TorchPrograms:
     def __init__(
         self, folder: Path, spec: SamplerSpec, names: Mapping[str, Names], compiled: bool = False
     ) -> None:
-        self.tokenize = Tokenizers(folder, spec)
-        self._text_encoder, self._denoiser, self._decoder = (
-            _program(folder / f"{part}.pt2", *names[part], compiled) for part in PARTS
-        )
-
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return self._text_encoder(self.tokenize(prompts))
-
-    def velocity(self, x_BCHW: Floats, t_B: Floats, conditioning: Conditioning) -> Floats:
-        velocity: Floats = self._denoiser({"latents": x_BCHW, "timestep": t_B, **conditioning})["velocity"]
-        return velocity
-
-    def decode(self, x0_BCHW: Floats) -> Images:
-        return to_images(self.decode_floats(x0_BCHW))
-
-    def decode_floats(self, x0_BCHW: Floats) -> Floats:
-        """Clean latents -> pictures [B, 3, H, W] in -1 ... 1, not clipped."""
-        pictures: Floats = self._decoder({"latents": x0_BCHW})["pictures"]
-        return pictures
-
-
-Names = tuple[Sequence[str], Sequence[str]]
+        super().__init__(folder, spec, lambda part: _program(folder / f"{part}.pt2", *names[part], compiled))
 
 
 class TorchRuntime(TorchPrograms):
@@ -85,7 +63,7 @@ def program_names(bundle: Bundle, part: str) -> Names:
     return tuple(bundle.manifest.programs[part]), [one.name for one in bundle.manifest.graphs[part].outputs]
 
 
-def _program(file: Path, inputs: Sequence[str], outputs: Sequence[str], compiled: bool) -> Call:
+def _program(file: Path, inputs: Sequence[str], outputs: Sequence[str], compiled: bool) -> Graph:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         program = torch.export.load(file)

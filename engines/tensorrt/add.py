@@ -11,9 +11,10 @@ from pathlib import Path
 from ..bundle import MANIFEST, Bundle
 from ..errors import EngineError
 from ..folder import whole_folder
-from ..runtime.onnx import OnnxNetworks
+from ..runtime.onnx import NOT_ON_CPU, OnnxNetworks
 from ..runtime.tensorrt import TensorRTRuntime
-from .build import Check, Say, build_plans, target_of
+from ..widen import open_widened
+from .build import Check, Say, build_plans, in_float8, target_of
 from .cuda import Gpu, find_gpu
 from .kit import Kit, load_kit
 from .parity import check_parity
@@ -48,7 +49,7 @@ def add_plans(
     gpu = _gpu(kit)
     with _place(path, out) as folder:
         bundle = Bundle.load(folder)
-        check = partial(_check, bundle, kit) if _runs(kit, gpu, say) else None
+        check = partial(_check, bundle, kit) if _runs(bundle, kit, gpu, say) else None
         if refit_from is None:
             made = build_plans(bundle, kit, gpu, refittable=refittable, check=check, say=say)
         else:
@@ -75,15 +76,18 @@ def _gpu(kit: Kit) -> Gpu | None:
         return None
 
 
-def _runs(kit: Kit, gpu: Gpu | None, say: Say) -> bool:
-    if gpu is not None and gpu.capability in target_of(kit, gpu, False).capabilities:
+def _runs(bundle: Bundle, kit: Kit, gpu: Gpu | None, say: Say) -> bool:
+    capabilities = target_of(kit, gpu, False, in_float8(bundle)).capabilities
+    if gpu is not None and gpu.capability in capabilities:
         return True
     say(f"the plans are compiled and not run: {gpu.name if gpu else 'no GPU'} is here")
     return False
 
 
 def _check(bundle: Bundle, kit: Kit, folder: PlanFolder) -> Plans:
-    expected, found = OnnxNetworks(bundle.path, bundle.spec), TensorRTRuntime(bundle, folder, kit)
+    opened = open_widened if bundle.manifest.precision in NOT_ON_CPU else None
+    expected = OnnxNetworks(bundle.path, bundle.spec, opened=opened)
+    found = TensorRTRuntime(bundle, folder, kit)
     return folder.manifest.model_copy(update={"parity": check_parity(bundle, expected, found)})
 
 

@@ -40,6 +40,8 @@ from .step import join_sampler, joined, load_graph, structure
 
 PORTABLE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120")
 """The Ampere, Ada and Blackwell generations, as documented of TensorRT-RTX's portable plans."""
+FLOAT8_CAPABILITIES = ("SM89", "SM120")
+"""Those of them that have float8."""
 ROOM = 2.0
 """Plans are about as large as their graphs; the old ones are there until the new ones are."""
 
@@ -47,11 +49,12 @@ Say = Callable[[str], None]
 Check = Callable[[PlanFolder], Plans]
 
 
-def target_of(kit: Kit, gpu: Gpu | None, refittable: bool) -> Target:
+def target_of(kit: Kit, gpu: Gpu | None, refittable: bool, float8: bool = False) -> Target:
     """What plans of this kit are made for: this GPU, or with TensorRT-RTX several."""
     flags = ("STRONGLY_TYPED", *(("REFIT",) if refittable else ()))
     if kit.rtx is not None or gpu is None:
-        dotted = tuple(f"{name[2:-1]}.{name[-1]}" for name in PORTABLE_CAPABILITIES)
+        names = FLOAT8_CAPABILITIES if float8 else PORTABLE_CAPABILITIES
+        dotted = tuple(f"{name[2:-1]}.{name[-1]}" for name in names)
         return Target(
             backend=kit.backend, version=kit.version, gpu=PORTABLE, capabilities=dotted, flags=flags
         )
@@ -62,6 +65,10 @@ def target_of(kit: Kit, gpu: Gpu | None, refittable: bool) -> Target:
         capabilities=(gpu.capability,),
         flags=flags,
     )
+
+
+def in_float8(bundle: Bundle) -> bool:
+    return bundle.manifest.precision.startswith("fp8")
 
 
 def build_plans(
@@ -89,7 +96,7 @@ def build_plans(
     """
     if gpu is None and kit.rtx is None:
         raise EngineError(f"{kit.backend} builds for the GPU of the machine, and there is none here")
-    target = target_of(kit, gpu, refittable)
+    target = target_of(kit, gpu, refittable, in_float8(bundle))
     _check_room(bundle)
     folder = bundle.path / FOLDER / target.folder
     with whole_folder(folder) as temporary:
@@ -174,7 +181,7 @@ def _parsed(kit: Kit, builder: IBuilder, model: ModelProto, file: Path) -> tuple
         said = "; ".join(f"{error.node_operator()}: {error.desc()}" for error in errors) or kit.failure()
         raise EngineError(
             f"{kit.backend} cannot read {file}: {said[:500]}; export with a precision that it has: fp32,"
-            " fp16 or bf16"
+            " fp16, bf16, int8-qdq or fp8-qdq"
         )
     return network, parser
 
@@ -194,8 +201,9 @@ def _configure(kit: Kit, config: IBuilderConfig, target: Target) -> None:
         config.set_flag(kit.trt.BuilderFlag.REFIT)
     if kit.rtx is not None:
         portable = cast(PortableConfig, config)
-        portable.num_compute_capabilities = len(PORTABLE_CAPABILITIES)
-        for index, name in enumerate(PORTABLE_CAPABILITIES):
+        portable.num_compute_capabilities = len(target.capabilities)
+        for index, capability in enumerate(target.capabilities):
+            name = f"SM{capability.replace('.', '')}"
             portable.set_compute_capability(getattr(kit.rtx.ComputeCapability, name), index)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distill.pictures import GAP, grid, save_grid, save_picture, to_images
-from engines.runtime.onnx import to_images as to_images_of_the_runtime
+from engines.runtime.graphs import to_images as to_images_of_the_runtime
 
 WHITE = 255
 

@@ -21,7 +21,8 @@ from engines.export.probe import probe
 from engines.export.student import load_student
 from engines.export.trace import trace_part
 from engines.runtime import generate
-from engines.runtime.onnx import OnnxRuntime, to_images
+from engines.runtime.graphs import to_images
+from engines.runtime.onnx import OnnxRuntime
 
 from .conftest import student_of
 

@@ -115,6 +115,18 @@ def test_an_einsum_in_bfloat16_is_found(kind: int, found: bool):
     assert bool(list(findings(model))) == found
 
 
+def test_large_constants_in_bfloat16_have_to_be_weights_too():
+    layer = torch.nn.Linear(64, 32).bfloat16()
+    narrow = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
+    weight = layer.weight.detach().float().numpy().astype(narrow)
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    assert not list(foreign_constants(graph(nodes, a=weight, b=weight.T.copy()), layer))
+    assert list(foreign_constants(graph(nodes, a=weight + weight), layer))
+    broken = weight.copy()
+    broken[0, 0] = np.nan
+    assert "constant a is not finite" in only_finding(graph(nodes, a=broken))
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16])
 def test_large_constants_have_to_be_weights_as_they_are_or_transposed(kind: torch.dtype):
     layer = torch.nn.Linear(64, 32).to(kind)

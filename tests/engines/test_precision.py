@@ -1,4 +1,4 @@
-"""Half precision, int8, and the choice among them."""
+"""Half precision, eight bits, and the choice among them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from engines.export.choice import Candidate, choose
 from engines.export.graphs import Part, parts_of
 from engines.export.half import in_half, islands_of
 from engines.export.make import Wish
-from engines.export.precision import PRECISIONS, UNCERTIFIABLE, precision_named
+from engines.export.precision import PRECISIONS, precision_named
 from engines.export.probe import SHAPES, probe
 from engines.export.quantize import denoiser_feeds, with_dynamic_scales, with_fixed_scales
 from engines.export.reference import TorchNetworks
 from engines.export.student import Student, load_student
 from engines.export.trace import trace_part
+from engines.runtime import choices, generate, load_runtime
+from engines.runtime.onnx import OnnxNetworks
+from engines.runtime.sampler import sample
+from engines.widen import open_widened
 
 SIZE = (64, 64)
 
@@ -157,9 +161,9 @@ def test_probes_vary_every_axis() -> None:
     assert all(len(set(axis)) > 1 for axis in zip(*SHAPES, strict=True))
 
 
-@pytest.mark.parametrize("name", [*UNCERTIFIABLE, "int3", "", "FP16"])
+@pytest.mark.parametrize("name", ["fp8", "int3", "", "FP16"])
 def test_precisions_that_are_not_there_list_those_that_are(name: str) -> None:
-    with pytest.raises(EngineError, match="expected one of fp32, fp16, int8, int8-qdq, auto"):
+    with pytest.raises(EngineError, match="expected one of fp32, fp16, bf16, int8, int8-qdq, fp8-qdq, auto"):
         precision_named(name)
 
 
@@ -174,6 +178,78 @@ def test_a_half_bundle_is_certified_and_names_its_islands(student: Path, tmp_pat
     assert bundle.manifest.certificate.tolerance == {
         part: bounds[part] for part in bounds if part not in ("fused", "torch")
     }
+
+
+@pytest.fixture(scope="module")
+def bf16(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("bf16") / "bundle"
+    return export_student(
+        student, out, precision="bf16", batch_sizes=(1, 2), fuse=True, torch=True, say=lambda line: None
+    )
+
+
+def test_bfloat16_is_certified_with_every_result_rounded(bf16: Bundle) -> None:
+    manifest = bf16.manifest
+    assert manifest.certificate.failures() == []
+    assert manifest.certificate.runtime.endswith(
+        "on CPU, each operation in float32 and its result rounded to bfloat16"
+    )
+    assert (manifest.precision, manifest.opset) == ("bf16", 22)
+    assert manifest.islands["denoiser"] == ("transformer.proj_out",)
+    worst = {one.part: one.relative for one in manifest.certificate.measurements}
+    assert worst["denoiser"] > 1e-3, "in float32 it would be far nearer"
+    assert worst["torch"] > 1e-3
+    assert not list(bf16.path.glob(".*")), "widened graphs are not left behind"
+
+
+def test_its_graphs_compute_in_bfloat16_and_are_valid(bf16: Bundle) -> None:
+    for part in ("text_encoder", "denoiser", "decoder"):
+        model = onnx.load(bf16.path / f"{part}.onnx")
+        onnx.checker.check_model(model, full_check=True)
+        kinds = Counter(t.data_type for t in model.graph.initializer if np.prod(t.dims) > 1024)
+        assert kinds[TensorProto.BFLOAT16] > 0.8 * kinds.total()
+        ends = [entry.type.tensor_type.elem_type for entry in (*model.graph.input, *model.graph.output)]
+        assert TensorProto.BFLOAT16 not in ends
+
+
+def test_onnx_runtime_on_a_cpu_says_what_runs_it_and_pytorch_does(bf16: Bundle) -> None:
+    message = "ONNX Runtime does not run bf16 on a CPU: take a GPU, or export the student with --torch"
+    for backend in ("auto", "onnxruntime-cpu"):
+        with pytest.raises(EngineError, match=message):
+            load_runtime(bf16, backend)
+    assert message in choices(bf16)["onnxruntime-cpu"]
+    pictures = generate(load_runtime(bf16, "torch", threads=1), ["a red circle"], [1], 2)
+    networks = OnnxNetworks(bf16.path, bf16.spec, threads=1, opened=open_widened)
+    expected = networks.decode(sample(networks, bf16.spec, ["a red circle"], [1], 2, SIZE))
+    assert np.mean(np.abs(pictures.astype(int) - expected)) < 4
+
+
+def test_a_float8_bundle_is_calibrated_certified_and_runs(student: Path, tmp_path: Path) -> None:
+    bundle = export_student(
+        student,
+        tmp_path / "b",
+        precision="fp8-qdq",
+        batch_sizes=(1, 2),
+        prompts=["a red circle", "a blue star"],
+        say=lambda line: None,
+    )
+    assert bundle.manifest.certificate.failures() == []
+    assert bundle.manifest.provenance["calibration_prompts"] == "2"
+    kinds = Counter(t.data_type for t in onnx.load(bundle.path / "denoiser.onnx").graph.initializer)
+    assert kinds[TensorProto.FLOAT8E4M3FN]
+    for part in ("text_encoder", "decoder"):
+        held = {t.data_type for t in onnx.load(bundle.path / f"{part}.onnx").graph.initializer}
+        assert TensorProto.FLOAT8E4M3FN not in held
+    measured = [one.relative for one in bundle.manifest.certificate.measurements if one.part == "denoiser"]
+    assert min(measured) > 1e-4
+    assert generate(load_runtime(bundle, threads=1), ["a red circle"], [1], 2).shape == (1, 64, 64, 3)
+
+
+@pytest.mark.parametrize("precision", ["int8-qdq", "fp8-qdq"])
+def test_fixed_scales_need_prompts(student: Path, tmp_path: Path, precision: str) -> None:
+    with pytest.raises(EngineError, match=f"precision {precision}: needs prompts to calibrate on"):
+        export_student(student, tmp_path / "b", precision=precision, say=lambda line: None)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -207,7 +283,8 @@ def test_the_fastest_that_holds_is_taken_and_a_tie_goes_to_the_more_exact(
     assert f"{taken} is the fastest that holds" in shown
     assert "int8      rejected: the pictures differ" in shown
     assert "int8-qdq  rejected: no prompts to calibrate on" in shown
-    assert "bf16      rejected: ONNX Runtime has no bfloat16 kernels" in shown
+    assert "fp8-qdq   rejected: no prompts to calibrate on" in shown
+    assert "bf16      rejected: ONNX Runtime does not run it on a CPU, so it cannot be timed here" in shown
 
 
 def test_if_nothing_holds_every_reason_is_given(

@@ -17,7 +17,8 @@ from distill.spec import GeneratorSpec
 from engines.bundle import Bundle
 from engines.errors import EngineError
 from engines.runtime import generate, load_runtime
-from engines.runtime.onnx import OnnxRuntime, default_threads, to_images
+from engines.runtime.graphs import to_images
+from engines.runtime.onnx import OnnxRuntime, default_threads
 from engines.runtime.sampler import MAX_SEED, sample
 
 PROMPTS = [

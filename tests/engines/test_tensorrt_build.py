@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from engines.bundle import PARTS, SHIPPED, Bundle
 from engines.errors import EngineError
+from engines.export import export_student
 from engines.runtime import generate, load_runtime
 from engines.tensorrt.add import add_plans
 from engines.tensorrt.build import build_plans, compile_graph, target_of
@@ -70,6 +71,32 @@ def test_every_part_of_every_family_compiles(
     assert_compiled(build_plans(bundle, rtx, None, say=lambda line: None), bundle)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "capabilities"),
+    [
+        ("bf16", ("8.0", "8.6", "8.9", "12.0")),
+        ("int8-qdq", ("8.0", "8.6", "8.9", "12.0")),
+        ("fp8-qdq", ("8.9", "12.0")),
+    ],
+)
+def test_every_part_in_other_precisions_compiles(
+    rtx: Kit, student: Path, tmp_path: Path, precision: str, capabilities: tuple[str, ...]
+) -> None:
+    """GPUs before Ada have no float8: plans in it are not made for them."""
+    bundle = export_student(
+        student,
+        tmp_path / "bundle",
+        precision=precision,
+        batch_sizes=(1, 2),
+        prompts=["a red circle", "a blue star"],
+        say=lambda line: None,
+    )
+    folder = build_plans(bundle, rtx, None, say=lambda line: None)
+    assert_compiled(folder, bundle)
+    assert folder.manifest.target.capabilities == capabilities
+
+
 def test_what_its_parser_refuses_is_named(rtx: Kit, tmp_path: Path) -> None:
     """Dynamic int8 is ONNX Runtime's own."""
     nodes = [
@@ -87,7 +114,10 @@ def test_what_its_parser_refuses_is_named(rtx: Kit, tmp_path: Path) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model)
     spans = {"x": Range(min=(1, 4), opt=(2, 4), max=(2, 4))}
-    with pytest.raises(EngineError, match=r"tensorrt-rtx cannot read .*DynamicQuantizeLinear.*fp16 or bf16"):
+    with pytest.raises(
+        EngineError,
+        match=r"tensorrt-rtx cannot read .*DynamicQuantizeLinear.*fp16, bf16, int8-qdq or fp8-qdq",
+    ):
         compile_graph(rtx, model, tmp_path / "x.onnx", [spans], target_of(rtx, None, False))
 
 

@@ -95,7 +95,7 @@ def test_without_torch_the_package_is_named(programmed: Bundle, monkeypatch: pyt
 
 @pytest.mark.parametrize("precision", ["int8"])
 def test_quantised_bundles_have_none(student: Path, tmp_path: Path, precision: str) -> None:
-    with pytest.raises(EngineError, match="int8: programs for PyTorch are in fp32 or fp16"):
+    with pytest.raises(EngineError, match="int8: programs for PyTorch are in fp32, fp16, bf16"):
         export_student(student, tmp_path / "out", precision=precision, torch=True, say=lambda line: None)
     assert not list(tmp_path.iterdir())
 
