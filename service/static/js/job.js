@@ -2,7 +2,7 @@
 import { call, events, explain, json } from "./api.js";
 import { chart } from "./chart.js";
 import { digest, facts, h, notice } from "./dom.js";
-import { badge, nameOf, progressBar, ROUTE } from "./jobs.js";
+import { badge, nameOf, progressBar, ROUTE } from "./jobparts.js";
 import { clock, compact, duration, percent } from "./numbers.js";
 import { versions } from "./versions.js";
 

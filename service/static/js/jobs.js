@@ -3,14 +3,10 @@ import { explain, json } from "./api.js";
 import { h, notice } from "./dom.js";
 import { JobForm } from "./jobform.js";
 import { JobView } from "./job.js";
+import { badge, nameOf, progressBar, ROUTE } from "./jobparts.js";
 import { clock, duration } from "./numbers.js";
 
-export const ROUTE = "/v1/distillation/jobs";
 const EVERY_MS = 3_000;
-const KINDS = { queued: "", running: "accent", paused: "warn", succeeded: "good", failed: "bad", cancelled: "" };
-
-export const badge = job => h("span", { class: `badge ${KINDS[job.status]}` }, job.requested ? `${job.status}, to ${job.requested}` : job.status);
-export const nameOf = job => job.suffix ?? job.fine_tuned_model ?? `${job.model}-sid`;
 
 export async function create() {
   return new Jobs();
@@ -77,9 +73,4 @@ function entry(job) {
   return h("li", {}, h("a", { class: "job-entry sheet", href: `#/jobs/${encodeURIComponent(job.id)}` },
     h("span", { class: "row" }, h("strong", {}, nameOf(job)), badge(job), h("span", { class: "quiet small" }, `from ${job.model}`), h("span", { class: "quiet small number push" }, how)),
     progressBar(percent, job.status)));
-}
-
-export function progressBar(percent, status) {
-  const shown = status === "succeeded" ? 100 : percent;
-  return h("span", { class: "progress", role: "progressbar", "aria-label": "Progress", "aria-valuenow": Math.round(shown), "aria-valuemin": 0, "aria-valuemax": 100 }, h("i", { style: { width: `${shown}%` } }));
 }
