@@ -12,7 +12,7 @@ from distill.planning.plan import RESERVE, Estimate, Memory, Plan, remedies
 NOTE = (
     "Memory was counted by running the training code on tensors without memory; {reserve:.0f} GiB are kept free for\n"
     "CUDA itself. Times are estimates: operations over {share:.0%} of the GPU's dense rate, without communication,\n"
-    "sample grids and loading. On an H100 peaks were as predicted within 3%; small batches took 2 to 10 times the time."
+    "sample grids and loading. On an H100 peaks were as predicted within 3%; small batches took 2 to 13 times the time."
 )
 
 
