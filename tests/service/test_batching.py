@@ -36,7 +36,8 @@ def at_once(running: Running, bodies: list[dict[str, Any]]) -> list[httpx.Respon
 
 
 def test_64_requests_share_batches_and_none_is_lost(settings: Settings) -> None:
-    runtime = FakeRuntime(ONE_SIZE, call_seconds=0.02, image_seconds=0.0005)
+    # Slow enough that the requests pile up on a busy machine, too, whose clients send them one after another.
+    runtime = FakeRuntime(ONE_SIZE, call_seconds=0.05, image_seconds=0.0005)
     with run_server(settings, {"fake": runtime}) as running:
         bodies = [
             {"prompt": f"picture {i}", "seed": i, "num_inference_steps": (1, 2, 4)[i % 3]} for i in range(64)

@@ -30,7 +30,13 @@ def test_openapi_describes_errors_as_they_are(shared: Running) -> None:
     assert set(operation["responses"]) == {"200", "4XX", "5XX"}
     assert "HTTPValidationError" not in api["components"]["schemas"]
     assert api["components"]["schemas"]["ImagesRequest"]["additionalProperties"] is False
-    rooms = ("/v1/distillation/jobs", "/v1/fine_tuning/jobs", "/v1/files", "/v1/models/aliases")
+    rooms = (
+        "/v1/distillation/jobs",
+        "/v1/fine_tuning/jobs",
+        "/v1/files",
+        "/v1/batches",
+        "/v1/models/aliases",
+    )
     assert all(prefix in api["paths"] for prefix in rooms)
     assert {path for path in api["paths"] if not path.startswith(rooms)} == {
         *(f"/v1/models/{{id}}/{what}" for what in ("load", "unload", "versions", "promote", "rollback")),
