@@ -124,7 +124,7 @@ def test_a_folder_that_is_no_bundle_is_not_written_over(machine: None, tmp_path:
 
 
 def test_a_refit_needs_the_gpu(machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(add, "_runs", lambda kit, gpu, say: False)
+    monkeypatch.setattr(add, "_runs", lambda bundle, kit, gpu, say: False)
     shutil.copytree(SHIPPED / "shapes-sana-sid", tmp_path / "bundle")
     with pytest.raises(EngineError, match="a refit needs the GPU"):
         add_plans(tmp_path / "bundle", "tensorrt", refit_from=SHIPPED / "shapes-sana-sid")
