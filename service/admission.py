@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 from engines.bundle import Size
@@ -25,6 +25,10 @@ SPEED_WEIGHT = 0.3
 SPEED_SECONDS = 0.5
 """Shortest busy time from which the speed is taken."""
 SPEEDS = (0.25, 8.0)
+TRIAL_SECONDS, TRIAL_FACTOR = 1.0, 4.0
+"""An idle server that has drawn nothing for so long tries what it predicts to be up to so many times too slow."""
+FRESH_SECONDS = 0.02
+"""For so long a price is good, as a batch changes it by little and requests may come by the hundred."""
 
 
 class _Rates(NamedTuple):
@@ -37,6 +41,17 @@ class _Rates(NamedTuple):
         """Seconds of the image's remaining phases, with `steps` to go."""
         encode = self.encode if image.conditioning is None else 0.0
         return encode + steps * self.denoise + self.decode + self.file
+
+
+class _Prices(dict[Size, _Rates]):
+    """Rates by picture size, each worked out when it is first asked for."""
+
+    def __init__(self, rates: Callable[[Size], _Rates]) -> None:
+        super().__init__()
+        self._of = rates
+
+    def __missing__(self, size: Size) -> _Rates:
+        return self.setdefault(size, self._of(size))
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,8 @@ class Admission:
         self._late: deque[float] = deque(maxlen=WINDOW)
         self._busy_since: float | None = None
         self._work_done = 0.0
-        self._promised = 0.0
+        self._promised = self._drew = 0.0
+        self._priced_at, self._priced = -math.inf, dict[int | None, _Prices]()
 
     def check(self, inside: Collection[Image], new: Sequence[Image], now: float) -> None:
         """Notes in each new image what it will take.
@@ -82,46 +98,51 @@ class Admission:
         Raises:
             ServiceError: 429, with what a client has to know to come back at the right time.
         """
+        self._reprice(now)
         before = self._backlog(inside)
         if len(inside) + len(new) > self.bounds.images or before > self.bounds.seconds:
             self._refuse_full(inside, new, now)
         longest = max(before + self._backlog(new), self._alone(new, len(inside)))
         earliest = min(image.deadline for image in [*inside, *new])
         # On an idle server what can be done at all is taken, or a slack that is too large would stay so.
-        if now + longest + (self.slack if inside else 0.0) > earliest:
-            self._check_each(inside, new, now)
+        slack = self.slack if inside else 0.0
+        if now + longest + slack > earliest:
+            self._check_each(inside, new, now + slack, now)
         elif len({image.client for image in [*inside, *new]}) == 1:
             # All of it is ready before the first deadline, whatever the order; no need to look closer.
             for image in new:
                 image.predicted = longest
 
-    def _check_each(self, inside: Collection[Image], new: Sequence[Image], now: float) -> None:
-        asked, late, slack = set(map(id, new)), dict[int, float](), self.slack if inside else 0.0
-        for image, ready in self._schedule(inside, new):
+    def _check_each(self, inside: Collection[Image], new: Sequence[Image], start: float, now: float) -> None:
+        asked, late = set(map(id, new)), 0.0
+        for image, ready, anyway in self._schedule(inside, new):
             if id(image) in asked:
                 image.predicted = ready
-            late[id(image)] = now + ready + slack - image.deadline
-        if max(late.values()) > 0:
-            # What would be late anyway is no reason to refuse others.
-            anyway = [
-                id(image)
-                for image, ready in self._schedule(inside, [])
-                if now + ready + slack > image.deadline
-            ]
-            self._refuse_late(new, max((late[key] for key in late if key not in anyway), default=0.0), now)
+            elif start + anyway > image.deadline:
+                continue  # what would be late anyway is no reason to refuse others
+            late = max(late, start + ready - image.deadline)
+        if late > 0 and not (len(inside) == 0 and self._worth_a_trial(new, now)):
+            self._refuse_late(new, late, now)
+
+    def _worth_a_trial(self, new: Sequence[Image], now: float) -> bool:
+        """What is refused teaches nothing: figures of a time when the machine was slow, at the start or later,
+        would refuse everything for good if nothing was ever tried against them."""
+        stale = now - self._drew >= TRIAL_SECONDS
+        return stale and self._alone(new) <= TRIAL_FACTOR * (new[0].deadline - now)
 
     def choose_steps(
         self, inside: Collection[Image], new: Sequence[Image], choices: Sequence[int], now: float
     ) -> None:
         """Gives new images the most steps with which they are ready in their deadline and within the
         patience; if none is, the fewest."""
+        self._reprice(now)
         asked, time_left, patience = set(map(id, new)), new[0].deadline - now, math.inf
         for steps in sorted(choices, reverse=True):
             for image in new:
                 image.steps = steps
             if steps == max(choices):
                 patience = self.bounds.patience * self._alone(new)
-            ready = max(ready for image, ready in self._schedule(inside, new) if id(image) in asked)
+            ready = max(ready for image, ready, _ in self._schedule(inside, new) if id(image) in asked)
             # Both sides of the second are predictions, and whatever they leave out they both do.
             if ready + self.slack <= time_left and ready <= patience:
                 return
@@ -132,6 +153,7 @@ class Admission:
         Args:
             queued: Whether images were waiting all the time, so that the phases were never idle.
         """
+        self._drew = now
         if 0 < image.predicted < math.inf:
             self._late.append(now - image.admitted - image.predicted)
             self.slack = sorted(self._late)[int(QUANTILE * len(self._late))]
@@ -143,13 +165,31 @@ class Admission:
             self._work_done += self._work(image)
             self._measure_speed(now - self._busy_since, now)
 
-    def _schedule(self, inside: Collection[Image], new: Sequence[Image]) -> Iterator[tuple[Image, float]]:
-        """Each image in the order in which they go, and in how many seconds it is ready."""
-        everyone, ahead, costs = [*inside, *new], 0.0, cache(self._rates)
-        for image in self._fair.arrange(everyone, _steps_left):
-            left = _steps_left(image)
-            ahead += costs(image.size, None).cost(image, left)
-            yield image, max(ahead / self.speed, costs(image.size, len(everyone)).cost(image, left))
+    def _schedule(
+        self, inside: Collection[Image], new: Sequence[Image]
+    ) -> Iterator[tuple[Image, float, float]]:
+        """Each image in the order in which they go, in how many seconds it is ready, and in how many it would
+        be without the new ones."""
+        asked, ahead, added = set(map(id, new)), 0.0, 0.0
+        best = self._prices()
+        shared, before = self._prices(len(inside) + len(new)), self._prices(max(1, len(inside)))
+        for image in self._fair.arrange([*inside, *new], _steps_left):
+            size, left = image.size, _steps_left(image)
+            cost = best[size].cost(image, left)
+            ahead += cost
+            if id(image) in asked:
+                added += cost
+            ready = max(ahead / self.speed, shared[size].cost(image, left))
+            yield image, ready, max((ahead - added) / self.speed, before[size].cost(image, left))
+
+    def _reprice(self, now: float) -> None:
+        if not 0 <= now - self._priced_at < FRESH_SECONDS:
+            self._priced_at, self._priced = now, {}
+
+    def _prices(self, together: int | None = None) -> _Prices:
+        if together not in self._priced:
+            self._priced[together] = _Prices(partial(self._rates, together=together))
+        return self._priced[together]
 
     def _rates(self, size: Size, together: int | None) -> _Rates:
         """What each phase takes for an image in the best batch, or for the whole batch that an image is in
@@ -167,18 +207,18 @@ class Admission:
 
     def _backlog(self, images: Collection[Image]) -> float:
         """Seconds that all of it takes."""
-        costs = cache(self._rates)
-        return sum(costs(image.size, None).cost(image, _steps_left(image)) for image in images) / self.speed
+        best = self._prices()
+        return sum(best[image.size].cost(image, _steps_left(image)) for image in images) / self.speed
 
     def _alone(self, new: Sequence[Image], company: int = 0) -> float:
         """Seconds that a request takes on an idle server, or if nobody went before it while `company`
         shares its batches."""
-        costs, together = cache(self._rates), len(new) + company
-        return max(self._backlog(new), *(costs(one.size, together).cost(one, one.steps) for one in new))
+        shared = self._prices(len(new) + company)
+        return max(self._backlog(new), *(shared[one.size].cost(one, one.steps) for one in new))
 
     def _work(self, image: Image) -> float:
         """Seconds of work that a finished image has been."""
-        rates = self._rates(image.size, None)
+        rates = self._prices()[image.size]
         return rates.encode + image.steps * rates.denoise + rates.decode + rates.file
 
     def _measure_speed(self, busy: float, now: float) -> None:
@@ -199,9 +239,7 @@ class Admission:
         )
         raise refusal(message, "queue_full", wait)
 
-    def _refuse_late(self, new: Sequence[Image], late: float, now: float) -> None:
-        if late <= 0:
-            return
+    def _refuse_late(self, new: Sequence[Image], late: float, now: float) -> NoReturn:
         fastest = self._alone(new)
         if now + fastest > new[0].deadline:
             message = f"Even an idle server needs {1000 * fastest:.0f} ms for this."

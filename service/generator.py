@@ -34,6 +34,8 @@ from .watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 FILE_WORKERS = min(4, os.cpu_count() or 1)
+SMALL_BYTES = 1 << 15
+"""Of pixels: up to here the decoder's thread writes the file, as waking another one takes as long."""
 JOIN_SECONDS = 5.0
 STAGES = ("encode", "denoise", "decode", "file")
 
@@ -135,6 +137,7 @@ class Generator:
             capacity=room,
             meters=meters[3],
             group=_size,
+            brief=_is_small,
             workers=FILE_WORKERS,
         )
         return self._encode, self._denoise, self._decode, self._file
@@ -341,3 +344,7 @@ class Generator:
 
 def _size(image: Image) -> Hashable:
     return image.size
+
+
+def _is_small(image: Image) -> bool:
+    return image.pixels_HWC is not None and image.pixels_HWC.nbytes <= SMALL_BYTES

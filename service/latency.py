@@ -21,6 +21,11 @@ class _Stage:
 
     shape: dict[int, float] = field(default_factory=dict)
     pace: float = 1.0
+    each: float = 0.0
+    """Of `shape`, for an image in the batch that is best for throughput."""
+
+
+NOTHING = _Stage()
 
 
 class LatencyModel:
@@ -36,25 +41,28 @@ class LatencyModel:
         self._stages: dict[tuple[str, Hashable], _Stage] = {}
 
     def observe(self, stage: str, group: Hashable, batch: int, seconds: float) -> None:
-        known = self._stages.get((stage, group), _Stage())
+        known = self._stages.get((stage, group), NOTHING)
         usual = known.shape.get(batch, seconds / known.pace)
         ratio = min(seconds / usual, OUTLIER * known.pace) if usual else known.pace
         pace = known.pace + WEIGHT * (ratio - known.pace)
         shape = usual * (1 + SHAPE_WEIGHT * (ratio / pace - 1)) if pace else usual
         # A new one, as other threads may be reading the old one.
-        self._stages[stage, group] = _Stage({**known.shape, batch: shape}, pace)
+        shapes = {**known.shape, batch: shape}
+        self._stages[stage, group] = _Stage(
+            shapes, pace, min(seconds / size for size, seconds in shapes.items())
+        )
 
     def seconds(self, stage: str, group: Hashable, batch: int) -> float | None:
         """Of a batch of `batch` images, or of the next larger size that was seen; None for none."""
-        known = self._stages.get((stage, group), _Stage())
+        known = self._stages.get((stage, group), NOTHING)
         sizes = known.shape
         fitting = min((size for size in sizes if size >= batch), default=max(sizes, default=0))
         return known.pace * sizes[fitting] if sizes else None
 
     def per_image(self, stage: str, group: Hashable) -> float:
         """Of one image at the batch size that is best for throughput; 0 if never seen."""
-        known = self._stages.get((stage, group), _Stage())
-        return known.pace * min((seconds / size for size, seconds in known.shape.items()), default=0.0)
+        known = self._stages.get((stage, group), NOTHING)
+        return known.pace * known.each
 
     def best_batch(self, stage: str, group: Hashable, sizes: Sequence[int], waiting: int) -> int:
         """The allowed size that serves `waiting` items fastest; of equals the smaller.
@@ -65,7 +73,7 @@ class LatencyModel:
         """
         fitting = [size for size in sizes if size <= waiting]
         larger = [] if waiting in fitting else [size for size in sizes if size > waiting][:1]
-        shape, candidates = self._stages.get((stage, group), _Stage()).shape, [*fitting, *larger]
+        shape, candidates = self._stages.get((stage, group), NOTHING).shape, [*fitting, *larger]
         if any(size not in shape for size in candidates):
             return max(fitting, default=min(sizes))
         return min(candidates, key=lambda size: (shape[size] / min(size, waiting), size))
@@ -73,7 +81,7 @@ class LatencyModel:
     def brief_batch(self, stage: str, group: Hashable, sizes: Sequence[int]) -> int:
         """The smallest allowed size at which an image takes hardly longer than at the best one: whoever comes
         meanwhile waits least for it. The largest where none has been seen."""
-        shape = self._stages.get((stage, group), _Stage()).shape
+        shape = self._stages.get((stage, group), NOTHING).shape
         each = {size: shape[size] / size for size in sizes if size in shape}
         limit = SLACK * min(each.values(), default=0.0)
         return min((size for size, seconds in each.items() if seconds <= limit), default=max(sizes))

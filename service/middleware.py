@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-import uuid
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -61,7 +61,11 @@ class RequestEnvelope:
             return
         scope, method = _head_as_get(scope), scope["method"]
         state = scope.setdefault("state", {})
-        state |= {"request_id": f"req_{uuid.uuid4().hex}", "started": time.perf_counter(), "model": ""}
+        state |= {
+            "request_id": f"req_{random.getrandbits(128):032x}",
+            "started": time.perf_counter(),
+            "model": "",
+        }
         response = _Response(send, state["request_id"])
         try:
             self._identify(scope, state)

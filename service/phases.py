@@ -75,6 +75,7 @@ class Phase(Generic[T, R]):
         max_wait: float = 0.0,
         in_company: Callable[[int], bool] = lambda waiting: True,
         quiet: Callable[[], bool] = lambda: True,
+        brief: Callable[[T], bool] = lambda item: False,
         workers: int = 1,
     ) -> None:
         """
@@ -91,11 +92,13 @@ class Phase(Generic[T, R]):
                 is nobody to wait for.
             quiet: Whether items that are not online may have batches to themselves now; `wake` is
                 called when that becomes true. Else they only fill places that would be padded.
+            brief: Whether an item takes less time than a worker to wake: it is worked on by the thread that
+                puts it, alone and at once.
         """
         self.name, self._work, self._route = name, work, route
         self._group, self._arrange, self._revive = group, arrange, revive
         self._sizes, self._capacity, self._max_wait = sorted(sizes), capacity, max_wait
-        self._in_company, self._quiet = in_company, quiet
+        self._in_company, self._quiet, self._brief = in_company, quiet, brief
         self._meters, self._latency = meters, latency or LatencyModel()
         self._waiting: list[T] = []
         self._running = 0
@@ -110,6 +113,10 @@ class Phase(Generic[T, R]):
 
     def put(self, items: Sequence[T]) -> None:
         """Adds items, waiting for room as long as it takes; a closed phase fails them."""
+        if not self._closed:
+            for item in filter(self._brief, items):
+                self._run_here(item)
+            items = [item for item in items if not self._brief(item)]
         while items:
             with self._changed:
                 fitting = self._wait_for_room(items)
@@ -183,6 +190,11 @@ class Phase(Generic[T, R]):
         _fail(abandoned, _closing())
         for thread in self._threads:
             thread.join(timeout)
+
+    def _run_here(self, item: T) -> None:
+        target = self._target(item, self._process([item])[0])
+        if target is not None:
+            target.put([item])
 
     def _new_worker(self) -> threading.Thread:
         return threading.Thread(target=self._run, name=self.name, daemon=True)

@@ -118,7 +118,7 @@ def advance(
     Latents of `Stepping` networks stay on their device.
     """
     t_B = np.array([step_levels(spec, image.steps)[image.index] for image in images], np.float32)
-    if isinstance(networks, Stepping):
+    if hasattr(networks, "step"):  # what `isinstance` of a protocol asks, but in a hundredth of its time
         sources, levels = zip(*[_source(spec, image, shape) for image in images])
         zero = np.zeros(shape, np.float32)
         cleans = [zero if image.D_prev is None else image.D_prev for image in images]

@@ -52,7 +52,8 @@ async def generate(body: ImagesRequest, request: Request, service: InService) ->
 async def _answered(body: ImagesRequest, hosted: Hosted, request: Request, service: Service) -> Response:
     client, deadline, generator = client_of(body, request), deadline_of(body, request), hosted.generator
     order = read_order(body, generator, service.settings, client=client, deadline=deadline)
-    if body.seed is not None and request.headers.get("if-none-match") == order.etag:
+    had = request.headers.get("if-none-match")
+    if body.seed is not None and had is not None and had == order.etag:
         raise ServiceError("You have these pictures already.", status=412, code="not_modified")
     check_stream(body.partial_images or 0, bool(body.stream), body.response_format)
     if body.stream:

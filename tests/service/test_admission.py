@@ -201,6 +201,25 @@ def test_a_slack_that_was_too_large_is_forgotten() -> None:
     admission.check(busy, [Image("a", 1, 1, SIZE, deadline=1.0)], now=0.0)
 
 
+def test_figures_of_a_slow_time_are_tried_again() -> None:
+    """A deadline that the figures say nothing can meet, on a server that would meet it by now."""
+    admission, image = new_admission(), Image("a", 0, 2, SIZE, deadline=10.02)
+    admission.learn(Image("b", 0, 2, SIZE), queued=False, now=9.5)
+    with pytest.raises(ServiceError, match="needs 40 ms"):
+        admission.check([], [image], now=10.0)
+    later = Image("a", 0, 2, SIZE, deadline=10.62)
+    admission.check([], [later], now=10.6)
+    assert later.predicted == pytest.approx(0.04)
+
+
+def test_a_trial_is_for_an_idle_server_and_for_what_may_be_possible() -> None:
+    admission, inside = new_admission(), Image("b", 0, 4, SIZE)
+    with pytest.raises(ServiceError, match="needs 40 ms"):
+        admission.check([inside], [Image("a", 0, 2, SIZE, deadline=10.03)], now=10.0)
+    with pytest.raises(ServiceError, match="needs 40 ms"):
+        admission.check([], [Image("a", 0, 2, SIZE, deadline=10.001)], now=10.0)
+
+
 def test_offline_work_waits_for_the_rest() -> None:
     admission = new_admission()
     offline = [Image("a", seed, 4, SIZE, lane=OFFLINE) for seed in range(10)]

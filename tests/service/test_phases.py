@@ -341,3 +341,20 @@ def test_an_item_that_stalls_twice_is_failed_clearly() -> None:
     assert recorder.phase._room() == 8
     recorder.gate.set()
     recorder.phase.close(1)
+
+
+def test_brief_items_are_done_by_whoever_puts_them() -> None:
+    """At once, also while the workers are busy, and with the same end for those that fail."""
+    recorder = Recorder(brief=lambda ticket: ticket.group == "brief")
+    brief, failing, usual = Ticket(1, group="brief", rounds=2), Ticket(2, group="brief", bad=True), Ticket(3)
+    recorder.phase.put([usual, brief, failing])  # no worker has been started
+    assert brief.outcomes == [2]
+    assert isinstance(failing.outcomes[0], ValueError)
+    assert usual.outcomes == []
+    assert [len(batch) for batch in recorder.batches] == [1, 1, 1]
+    recorder.phase.start()
+    wait_until(lambda: usual.outcomes)
+    recorder.phase.close(5)
+    late = Ticket(4, group="brief")
+    recorder.phase.put([late])
+    assert isinstance(late.outcomes[0], ServiceError)
