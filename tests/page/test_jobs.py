@@ -79,7 +79,7 @@ def submit(page: Page, place: Place, **fields: str) -> None:
     expect(page.locator(".badge").first).to_have_text("queued")
 
 
-def test_a_job_from_the_form_to_its_end(visit: Open, place: Place) -> None:
+def test_a_job_from_the_form_to_its_end(place: Place, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="mine", Iterations="100", Learning_rate="0.001", Seed="7")
     expect(page.get_by_role("heading", name="mine")).to_be_visible()
@@ -137,7 +137,7 @@ def test_a_job_from_the_form_to_its_end(visit: Open, place: Place) -> None:
     expect(page.get_by_role("link", name="mine")).to_contain_text("succeeded")
 
 
-def test_the_form_shows_what_each_teachers_recipe_says(visit: Open, place: Place) -> None:
+def test_the_form_shows_what_each_teachers_recipe_says(place: Place, visit: Open) -> None:
     page = visit(f"{place.running.url}/#/jobs/new")
     hints = [page.get_by_label(name) for name in ("Iterations", "Batch", "Learning rate")]
     for teacher, accuracy, said in (
@@ -159,7 +159,7 @@ def test_the_form_shows_what_each_teachers_recipe_says(visit: Open, place: Place
     expect(page.get_by_label("Then serve it as")).to_have_value("mine")
 
 
-def test_what_has_the_focus_keeps_it_while_the_job_goes_on(visit: Open, place: Place) -> None:
+def test_what_has_the_focus_keeps_it_while_the_job_goes_on(place: Place, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="steady")
     lease = place.claim()
@@ -186,7 +186,7 @@ def test_what_has_the_focus_keeps_it_while_the_job_goes_on(visit: Open, place: P
     expect(page.get_by_role("link", name="steady")).to_be_focused()
 
 
-def test_pause_resume_and_cancel(visit: Open, place: Place) -> None:
+def test_pause_resume_and_cancel(place: Place, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="stopped")
     lease = place.claim()
@@ -202,7 +202,7 @@ def test_pause_resume_and_cancel(visit: Open, place: Place) -> None:
     expect(page.locator(".badge").first).to_have_text("cancelled")
 
 
-def test_a_waiting_job_is_paused_and_resumed_at_once(visit: Open, place: Place) -> None:
+def test_a_waiting_job_is_paused_and_resumed_at_once(place: Place, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="later")
     page.get_by_role("button", name="Pause").click()
@@ -211,7 +211,7 @@ def test_a_waiting_job_is_paused_and_resumed_at_once(visit: Open, place: Place) 
     expect(page.locator(".badge").first).to_have_text("queued")
 
 
-def test_prompts_of_ones_own(visit: Open, place: Place) -> None:
+def test_prompts_of_ones_own(place: Place, visit: Open) -> None:
     page = visit(f"{place.running.url}/#/jobs/new")
     page.locator("select[name=training_file]").select_option("file")
     prompts = b'{"prompt": "a red circle"}\n{"prompt": "a blue star"}\n'
@@ -224,7 +224,7 @@ def test_prompts_of_ones_own(visit: Open, place: Place) -> None:
     assert place.running.client.get(f"/v1/files/{job['training_file']}/content").content == prompts
 
 
-def test_what_the_server_does_not_take_is_said_and_kept(visit: Open, place: Place) -> None:
+def test_what_the_server_does_not_take_is_said_and_kept(place: Place, visit: Open) -> None:
     page = visit(f"{place.running.url}/#/jobs/new")
     page.get_by_label("Teacher").fill("nobody/knows")
     page.get_by_label("Teacher").blur()  # as when somebody goes on to the next field
@@ -234,7 +234,7 @@ def test_what_the_server_does_not_take_is_said_and_kept(visit: Open, place: Plac
     assert page.get_by_label("Teacher").input_value() == "nobody/knows"
 
 
-def test_a_failure_is_shown_with_its_reason(visit: Open, place: Place) -> None:
+def test_a_failure_is_shown_with_its_reason(place: Place, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="unlucky")
     error = {"code": "job_failed", "message": "the disk is full", "param": None}
@@ -242,7 +242,7 @@ def test_a_failure_is_shown_with_its_reason(visit: Open, place: Place) -> None:
     expect(page.get_by_role("alert")).to_contain_text("the disk is full")
 
 
-def test_a_job_that_is_not_there(visit: Open, place: Place) -> None:
+def test_a_job_that_is_not_there(place: Place, visit: Open) -> None:
     page = visit(f"{place.running.url}/#/jobs/ftjob-nothing")
     expect(page.get_by_role("alert")).to_be_visible()
 

@@ -44,8 +44,8 @@ def test_the_first_picture_is_there_soon(playground: Page, capsys: pytest.Captur
     playground.locator("figure.card a[download]").wait_for()
     seconds = time.monotonic() - began
     with capsys.disabled():
-        print(f"\nfirst picture {seconds:.2f} s after the click (aim: 2 s on two idle cores)")
-    assert seconds < 30
+        print(f"\nfirst picture {seconds:.2f} s after the click (aim: 2 s)")
+    assert seconds < 2
 
 
 @pytest.mark.parametrize("seed", ["0", "9007199254740993", str(2**63 - 1)])
