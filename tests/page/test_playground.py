@@ -163,6 +163,14 @@ def test_the_history_is_bounded(playground: Page) -> None:
         }"""
     )
     assert gone == [[2, 1], [2, 1], [4, 3, 2, 1]]
+    kept = playground.evaluate(
+        """async () => {
+            const { keep, LIMITS, runs } = await import("/static/js/history.js");
+            for (let id = 1; id <= LIMITS.runs + 1; id += 1) await keep({ id, columns: [] });
+            return [LIMITS.runs, (await runs()).map(each => each.id)];
+        }"""
+    )
+    assert kept == [60, list(range(61, 1, -1))]
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
