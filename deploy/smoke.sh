@@ -7,6 +7,7 @@
 # On an unusual engine:
 #   SMOKE_CONFIG   called with -f FILE --profile '*'; prints the compose file to use. Default: docker compose ... config
 #   SMOKE_INSIDE   called with PROJECT COMMAND...; runs a command where the published ports are. Default: runs it here
+#   SMOKE_READY_SECONDS   how long the server may take to be ready. Default: 3
 #   SMOKE_BUILD    1 builds the images first (default), 0 takes those that are there
 # Variables of deploy/.env.example hold as ever.
 set -euo pipefail
@@ -91,12 +92,37 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 restarted() { [ "$(docker inspect --format '{{.RestartCount}}' "$(container "$1")")" -gt 0 ]; }
 refuses() { # WORDS DOCKER-ARGUMENTS...: the container ends with 2 and its last line has the words
     local words=$1 code=0 && shift
-    timeout 120 docker run --rm --network none "$@" >"$here/refused" 2>&1 || code=$?
+    timeout 120 docker run --rm --network "${network:-none}" "$@" >"$here/refused" 2>&1 || code=$?
     cat "$here/refused"
     [ "$code" = 2 ] && tail -1 "$here/refused" | grep -q "$words"
 }
 server_refuses() { # WORDS DOCKER-ARGUMENTS...
     refuses "$@" "${API_IMAGE:-fewstep/serve}"
+}
+port_is_taken() {
+    local network && network=container:$(container api)
+    server_refuses 'cannot listen on 0.0.0.0:8000: Address already in use; .*FEWSTEP_PORT'
+}
+worker_refuses() { refuses "$@" --entrypoint fewstep "$(docker inspect --format '{{.Config.Image}}' "$(container "$worker")")" worker; }
+grafana_wants_its_password() {
+    local code=0
+    compose run --rm --no-deps -T --env GF_SECURITY_ADMIN_PASSWORD__FILE=/run/secrets/none grafana >"$here/refused" 2>&1 || code=$?
+    cat "$here/refused"
+    [ "$code" = 2 ] && tail -1 "$here/refused" | grep -q '/run/secrets/none is missing or empty'
+}
+no_gpu_no_container() {
+    local code=0
+    docker run --rm --network none --gpus all "${API_IMAGE:-fewstep/serve}" || code=$?
+    [ "$code" = 125 ]
+}
+ready_within() { # SECONDS from docker run to readiness
+    local id began=${EPOCHREALTIME/[.,]/} until
+    until=$((began + 60000000))
+    id=$(docker run --detach --rm --network none "${API_IMAGE:-fewstep/serve}")
+    until docker exec "$id" fewstep-ready >/dev/null 2>&1 || [ "${EPOCHREALTIME/[.,]/}" -gt $until ]; do sleep 0.05; done
+    echo $(((${EPOCHREALTIME/[.,]/} - began) / 1000)) >"$here/milliseconds"
+    docker kill "$id" >/dev/null
+    [ "$(cat "$here/milliseconds")" -lt "$((1000 * $1))" ]
 }
 drained() {
     compose stop api
@@ -120,6 +146,11 @@ database_says_no_and_pictures_go_on() {
 }
 
 scripts() { COMPOSE_FILE=$here/compose.json "$@"; }
+started_without_its_database() {
+    compose stop --timeout 10 postgres && compose restart api && until_true 120 healthy api && is_png
+    compose start postgres && until_true 60 healthy postgres && until_true 60 get $jobs_api
+}
+
 lose_everything() { compose down --volumes --timeout 10 && up_and_healthy; }
 job_is_unknown() { ! state; }
 
@@ -152,6 +183,8 @@ fi
 [ "${SMOKE_BUILD:-1}" = 0 ] || check "the images are built" compose build
 say "        $(docker image inspect --format 'the server: {{.Size}} bytes' "${API_IMAGE:-fewstep/serve}")"
 
+check "the server alone is ready within ${SMOKE_READY_SECONDS:-3} s of docker run" ready_within "${SMOKE_READY_SECONDS:-3}"
+say "        $(cat "$here/milliseconds") ms"
 check "everything comes up healthy" up_and_healthy
 check "it draws a picture" is_png
 check "the same seed draws the same picture" same_twice
@@ -172,6 +205,9 @@ check "the container is started again" until_true 60 restarted api
 check "it is healthy again" until_true 120 healthy api
 check "it draws again" until_true 30 is_png
 
+check "without its password Grafana does not start" grafana_wants_its_password
+check "a port that is taken ends the container" port_is_taken
+
 say "        Prometheus and Grafana are stopped"
 compose stop --timeout 10 prometheus grafana >/dev/null 2>&1
 check "the server goes on without them" is_png
@@ -188,6 +224,7 @@ if [ -n "$worker" ]; then
     check "the worker is started again" until_true 60 restarted "$worker"
     check "the job goes on and succeeds" until_true 1200 is_state succeeded
     check "without PostgreSQL jobs are refused, pictures are drawn, and jobs come back" database_says_no_and_pictures_go_on
+    check "a server that is started without PostgreSQL draws, and has its jobs when it comes" started_without_its_database
     check "the finished job is still known" is_state succeeded
     check "a backup is made while all runs" scripts deploy/backup.sh "$here/backup"
     say "        containers and volumes are removed"
@@ -216,7 +253,15 @@ check "a bad value ends it" server_refuses 'FEWSTEP_QUEUE_LIMIT' -e FEWSTEP_QUEU
 check "a bundle that is not there ends it" server_refuses "no bundle '/nothing'" -e FEWSTEP_MODELS=x=/nothing
 check "TensorRT where there is none ends it" server_refuses 'model shapes-sana-sid' -e FEWSTEP_BACKEND=tensorrt
 check "a folder that cannot be written to ends it" server_refuses 'cannot keep pictures' --read-only --mount "type=bind,source=$here,target=/data,readonly"
-check "a secret that is not there ends it" server_refuses 'FEWSTEP_API_KEYS_FILE' -e FEWSTEP_API_KEYS_FILE=/run/secrets/none
+check "a secret that is not there ends it" server_refuses 'FEWSTEP_API_KEYS_FILE: .*No such file' -e FEWSTEP_API_KEYS_FILE=/run/secrets/none
+check "an empty one ends it" server_refuses 'FEWSTEP_DATABASE_URL_FILE: .*it is empty' -e FEWSTEP_DATABASE_URL_FILE=/dev/null
+check "a runtime that is none ends it" server_refuses 'FEWSTEP_BACKEND.*expected one of auto, tensorrt' -e FEWSTEP_BACKEND=cuda
+check "keys that are not there end it" server_refuses 'FEWSTEP_API_KEYS.*fewstep keys add' -e FEWSTEP_API_KEYS=/data/none
+if [ -n "$worker" ]; then
+    check "a worker that cannot write ends" worker_refuses 'cannot keep jobs' --mount "type=bind,source=$here,target=/data,readonly"
+fi
+# With NVIDIA's runtime there it would start.
+[ "$(docker info --format '{{json .Runtimes}}' | grep -c nvidia)" = 1 ] || check "a GPU where there is none: no container" no_gpu_no_container
 
 check "it drains and ends with 0" drained
 say "$passed passed, $failed failed"

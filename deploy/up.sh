@@ -16,4 +16,10 @@ command -v docker >/dev/null || { echo "up.sh: docker is not installed" >&2 && e
 docker compose version >/dev/null 2>&1 || { echo "up.sh: docker has no compose plugin (v2.24 or newer)" >&2 && exit 2; }
 
 ./secrets.sh
-exec docker compose "${profiles[@]}" up --detach --build --wait --wait-timeout "${WAIT_SECONDS:-600}"
+docker compose "${profiles[@]}" up --detach --build --wait --wait-timeout "${WAIT_SECONDS:-600}" && exit
+code=$?
+case " $* " in
+*" gpu "* | *" jobs "*) echo "up.sh: profiles gpu and jobs need an NVIDIA GPU and the NVIDIA Container Toolkit; jobs-cpu needs none" >&2 ;;
+esac
+echo "up.sh: not everything is up; docker compose -f deploy/compose.yaml ps --all shows what ended, logs SERVICE why" >&2
+exit "$code"

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import Route
 
 from engines.runtime.base import Runtime
 
@@ -59,6 +60,7 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
         title="fewstep",
         version=package_version(),
         lifespan=_lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -87,6 +89,9 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
         app.include_router(routes.router)
     for prefix in ("/v1/distillation", "/v1/fine_tuning"):
         app.include_router(jobs.router, prefix=prefix)
+    app.include_router(jobs.teachers, prefix="/v1/distillation")
+    described = Route("/openapi.json", operations.description, methods=["GET"], include_in_schema=False)
+    app.router.routes.append(described)
     app.mount("/static", operations.files, name="static")
     return app
 

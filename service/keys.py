@@ -180,7 +180,9 @@ def _read(file: Path) -> list[Key]:
     try:
         lines = file.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ServiceError(f"cannot read the API keys in {file}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        advice = f"`fewstep keys add NAME --file {file}` makes it"
+        raise ServiceError(f"api_keys (FEWSTEP_API_KEYS): cannot read {file}: {reason}; {advice}") from error
     keys = []
     for number, line in enumerate(lines, start=1):
         if line.strip():

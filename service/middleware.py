@@ -129,7 +129,7 @@ class RequestEnvelope:
 
     def _account(self, scope: Scope, method: str, status: int | None) -> None:
         state: dict[str, Any] = scope["state"]
-        route = getattr(scope.get("route"), "path_format", "unmatched")
+        route = _template(scope)
         if scope["path"].startswith("/v1/"):
             self._metrics.requests.labels(state["model"], route, outcome(status)).inc()
         if state.get("version"):
@@ -153,6 +153,15 @@ class RequestEnvelope:
             *fields.values(),
             extra={"fields": fields},
         )
+
+
+def _template(scope: Scope) -> str:
+    """Of the path, as in the API's description; a route of an included router lacks the prefix of its router."""
+    template: str = getattr(scope.get("route"), "path_format", "unmatched")
+    if not template.startswith("/") or scope["path"].startswith(template.split("{")[0]):
+        return template
+    above = scope["path"].count("/") - template.count("/")
+    return "/".join(scope["path"].split("/")[: above + 1]) + template
 
 
 class _Response:

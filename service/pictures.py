@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import secrets
 import time
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from .errors import ServiceError
+from .folders import make_folder
 from .provenance import Provenance
 
 Format = Literal["png", "jpeg", "webp"]
@@ -55,14 +55,7 @@ class FileStore:
         """
         self._folder, self._lifetime = folder, lifetime
         self._next_sweep = 0.0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            message = f"cannot keep pictures in {folder}: {error.strerror}; set FEWSTEP_DATA_DIR"
-            raise ServiceError(message, status=500) from error
-        if not os.access(folder, os.W_OK | os.X_OK):
-            message = f"cannot keep pictures in {folder}: it is not writable for user {os.getuid()}"
-            raise ServiceError(f"{message}; make it so or set FEWSTEP_DATA_DIR", status=500)
+        make_folder(folder, "pictures")
 
     def put(self, content: bytes, format: Format) -> str:
         """Keeps a file and returns its name."""

@@ -65,8 +65,12 @@ def listen(host: str, port: int) -> socket.socket:
         if listener is not None:
             listener.close()
         taken = error.errno == errno.EADDRINUSE
-        advice = "; stop what uses it or choose another port (0 picks a free one)" if taken else ""
-        raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}{advice}") from error
+        advice = (
+            "stop what uses it or choose another port (FEWSTEP_PORT; 0 picks a free one)"
+            if taken
+            else "FEWSTEP_HOST is an address of this machine, or 0.0.0.0 for all of them"
+        )
+        raise ServiceError(f"cannot listen on {host}:{port}: {error.strerror}; {advice}") from error
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
@@ -80,7 +84,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     try:
         await asyncio.wait({loading, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
-            loading.result()
+            _check(loading)
             _announce(models, listener, time.perf_counter() - started)
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -91,6 +95,17 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         server.should_exit = True
         await serving
         stopping.cancel()
+
+
+def _check(loading: asyncio.Future[None]) -> None:
+    """
+    Raises:
+        ServiceError: a model cannot be served; names the settings.
+    """
+    try:
+        loading.result()
+    except ServiceError as error:
+        raise ServiceError(f"{error} (FEWSTEP_MODELS: what is served, FEWSTEP_BACKEND: on what)") from error
 
 
 class _Server(uvicorn.Server):

@@ -254,6 +254,22 @@ class Settings(BaseSettings):
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
 
+    @field_validator("backend")
+    @classmethod
+    def _check_backend(cls, value: str) -> str:
+        from engines.runtime import backend_names  # loads ONNX Runtime, which the command line does without
+
+        if value not in (names := backend_names()):
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return value
+
+    @field_validator("jobs_server")
+    @classmethod
+    def _check_server(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("expected an address like http://api:8000")
+        return value
+
     @field_validator("models", mode="before")
     @classmethod
     def _parse_models(cls, value: Any) -> Any:
@@ -294,7 +310,8 @@ def read_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        raise ServiceError(f"{name} ({PREFIX}{name.upper()}): {first['msg']}", param=name) from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ServiceError(f"{name} ({PREFIX}{name.upper()}): {reason}", param=name) from error
 
 
 def _check_names(variables: Iterable[str]) -> None:
@@ -308,7 +325,7 @@ def _check_names(variables: Iterable[str]) -> None:
 
 
 def _from_files(environment: Mapping[str, str]) -> dict[str, str]:
-    """`FEWSTEP_<NAME>_FILE` holds the value, as secrets are mounted; an empty one means the default."""
+    """`FEWSTEP_<NAME>_FILE` names a file that holds the value, as secrets are mounted."""
     values: dict[str, str] = {}
     for name in Settings.model_fields:
         variable = PREFIX + name.upper()
@@ -318,8 +335,21 @@ def _from_files(environment: Mapping[str, str]) -> dict[str, str]:
         if environment.get(variable):
             raise ServiceError(f"{variable} and {variable}{FILE} are both set; unset one", param=name)
         try:
-            content = Path(file).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ServiceError(f"cannot read {variable}{FILE}: {error}", param=name) from error
-        values |= {name: content} if content else {}
+            values[name] = _content(Path(file))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            wanted = f"a file with the value of {variable} is wanted"
+            raise ServiceError(f"{variable}{FILE}: {file}: {reason}; {wanted}", param=name) from error
     return values
+
+
+def _content(file: Path) -> str:
+    """
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no text, or empty: a secret that was lost must not turn into a default.
+    """
+    content = file.read_text().strip()
+    if not content:
+        raise ValueError("it is empty")
+    return content

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -41,7 +42,10 @@ def main(words: list[str]) -> int:
     try:
         config = check(file)
     except (OSError, yaml.YAMLError, ValidationError, ServiceError) as error:
-        return end(2, f"{file}: {' '.join(str(error).split())}")
+        reason = getattr(error, "strerror", None) or error
+        return end(2, f"{file}: {' '.join(str(reason).split())}")
+    if lost := lost_token(os.environ):
+        return end(2, lost)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     ray: Any = None
@@ -74,6 +78,18 @@ def check(file: Path) -> dict[str, Any]:
         build(application.args)
     content: dict[str, Any] = config.model_dump(exclude_unset=True)
     return content
+
+
+def lost_token(environment: Mapping[str, str]) -> str:
+    """What is wrong with the file of the cluster's token, which Ray itself would tell in 30 lines; empty if nothing."""
+    file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if environment.get("RAY_AUTH_MODE") != "token" or environment.get("RAY_AUTH_TOKEN"):
+        return ""
+    try:
+        reason = "" if file.read_text().strip() else "it is empty"
+    except OSError as error:
+        reason = str(error.strerror)
+    return reason and f"RAY_AUTH_TOKEN_PATH: {file}: {reason}; a file with the cluster's token is wanted"
 
 
 def watch(ray: Any) -> str:

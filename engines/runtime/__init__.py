@@ -25,6 +25,7 @@ __all__ = [
     "Networks",
     "Runtime",
     "Stepping",
+    "backend_names",
     "choices",
     "generate",
     "load_runtime",
@@ -117,6 +118,11 @@ def load_runtime(bundle: Bundle, backend: str = "auto", threads: int | None = No
             return runtime
     log.info("bundle=%s runs on %s", bundle.manifest.name, last)
     return BACKENDS[last].load(bundle, threads)
+
+
+def backend_names() -> tuple[str, ...]:
+    """What `load_runtime` takes as a backend."""
+    return ("auto", *BACKENDS, *SYNONYMS)
 
 
 def choices(bundle: Bundle) -> dict[str, str]:

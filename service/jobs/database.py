@@ -31,7 +31,7 @@ class StoreGoneError(ServiceError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"The job store does not answer ({reason}); images are served all the same.",
+            f"The job store does not answer ({reason}); jobs and files wait for it, pictures do not.",
             status=503,
             code="store_unavailable",
             headers={"Retry-After": "5"},

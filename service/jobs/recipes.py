@@ -20,6 +20,7 @@ FILE = Path(__file__).with_name("recipes.json")
 PARAM = "method.sid"
 SAID_ELSEWHERE = {"teacher": "model", "prompts": "training_file", "seed": "seed"}
 """Keys of a recipe that a job has as fields of its own."""
+WILD = frozenset("*?[")
 PUBLISHED_RUN = "published"
 """The name of the recipe that says nothing."""
 
@@ -55,6 +56,15 @@ class Recipes:
         _check(given)
         self._check_places(given)
         return merge(base, given)
+
+    def offered(self) -> dict[str, dict[str, Any]]:
+        """Teacher -> the whole recipe of a job that changes nothing. A pattern stands for the shipped ones it fits."""
+        shipped = [its["teacher"] for its in known()["recipes"].values()]
+        named = [one for one in self.teachers if one in shipped or not WILD & set(one)]
+        fitting = [one for one in shipped if allowed(one, self.teachers)]
+        properties = known()["schema"]["properties"]
+        defaults = {key: its.get("default") for key, its in properties.items() if key not in SAID_ELSEWHERE}
+        return {teacher: merge(defaults, self._base(teacher, None)) for teacher in [*named, *fitting]}
 
     def _base(self, teacher: str, name: Any) -> dict[str, Any]:
         recipes: dict[str, dict[str, Any]] = known()["recipes"]

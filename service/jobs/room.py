@@ -48,8 +48,8 @@ class Jobs:
         self.database = Database(database_url(settings))
         self.store = JobStore(self.database, announcement)
         self.uploads = Uploads(self.database, settings.data_dir / "files", settings.max_file_bytes)
-        recipes = Recipes(settings.jobs_teachers, settings.jobs_data)
-        self.intake = Intake(recipes, self.uploads, settings.webhook_hosts, secret or None)
+        self.recipes = Recipes(settings.jobs_teachers, settings.jobs_data)
+        self.intake = Intake(self.recipes, self.uploads, settings.webhook_hosts, secret or None)
         webhooks = Webhooks(self.database, secret, settings.webhook_attempts) if secret else None
         self._upkeep = Upkeep(self.store, metrics, webhooks)
         self._server = SameProcess(models)

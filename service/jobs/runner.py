@@ -72,6 +72,7 @@ class Runner:
         self.desk, self.backend, self.limits = desk, backend, limits
         self.make_command, self.conclude, self.slot = make_command, conclude, slot
         self.stopping = threading.Event()
+        self._answers = True
         self._thread = threading.Thread(target=self.run, name=slot.name, daemon=True)
 
     def start(self) -> None:
@@ -97,11 +98,16 @@ class Runner:
         """Whether there was a job to do."""
         try:
             claim = self.desk.claim()
+            if not self._answers:
+                log.info("the store of jobs answers again")
+            self._answers = True
             if claim is not None:
                 self.attend(claim)
             return claim is not None
         except StoreGoneError as error:
-            log.warning("the store of jobs does not answer: %s", error)
+            if self._answers:  # once: it is asked twice a second
+                log.warning("%s", error)
+            self._answers = False
         except Exception:
             log.exception("the runner of jobs failed")
         return False

@@ -129,6 +129,17 @@ class CheckpointObject(BaseModel):
     sample_url: str | None = Field(description="A grid of what the student drew then")
 
 
+class TeacherObject(BaseModel):
+    id: str
+    object: Literal["distillation.teacher"] = "distillation.teacher"
+    recipe: dict[str, Any] = Field(description="What a job of it does unless `method.sid` says otherwise")
+
+
+class TeacherList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[TeacherObject]
+
+
 class FileObject(BaseModel):
     id: str
     object: Literal["file"] = "file"

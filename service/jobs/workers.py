@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import ServiceError
+from ..folders import make_folder
 from ..settings import Settings
 from .artifacts import Artifacts
 from .conclude import Conclusion, Publisher, Retention
@@ -37,7 +38,7 @@ class Workers:
             ServiceError: the settings name something that is not there.
         """
         self.settings = settings
-        settings.jobs_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(settings.jobs_folder, "jobs")
         retention = Retention(settings.jobs_keep_students, settings.jobs_keep_checkpoints)
         self._conclude = Conclusion(Artifacts(settings.artifacts), publisher, retention)
         self._store, self._planner = store, planner

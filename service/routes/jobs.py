@@ -19,6 +19,7 @@ from ..jobs.schemas import (
     JobList,
     JobObject,
     JobRequest,
+    TeacherList,
 )
 from ..jobs.store import NewJob
 from ..jobs.tables import JobRow
@@ -38,9 +39,19 @@ def allowed(request: Request) -> None:
 
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[Depends(allowed)])
+teachers = APIRouter(prefix="/teachers", tags=["jobs"], dependencies=[Depends(allowed)])
 
 METADATA = re.compile(r"^metadata\[(.*)\]$", re.DOTALL)
 Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+@teachers.get("", responses=ERRORS)
+async def list_teachers(service: InService) -> TeacherList:
+    """What jobs can be given as `model`, each with the recipe that it has of its own."""
+    offered = service.jobs.recipes.offered()
+    return TeacherList.model_validate(
+        {"data": [{"id": id, "recipe": recipe} for id, recipe in offered.items()]}
+    )
 
 
 @router.post("", responses=ERRORS)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client.exposition import choose_encoder
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import Receive, Scope, Send
 
 from ..context import InService
 from ..schemas import Health
@@ -19,6 +20,14 @@ STATIC = Path(__file__).parent.parent / "static"
 
 files = GZipMiddleware(StaticFiles(directory=STATIC))
 """What the pages are made of, under `/static`; browsers ask each time whether it has changed."""
+
+
+async def _describe(scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONResponse(scope["app"].openapi())(scope, receive, send)
+
+
+description = GZipMiddleware(_describe)
+"""The API, as OpenAPI; larger than all of the page."""
 
 
 @router.get("/health/live")
@@ -52,10 +61,7 @@ async def metrics(request: Request, service: InService) -> Response:
 
 
 @router.get("/", include_in_schema=False)
-async def page() -> FileResponse:
-    return FileResponse(STATIC / "index.html")
-
-
 @router.get("/docs", include_in_schema=False)
-async def docs() -> FileResponse:
-    return FileResponse(STATIC / "docs.html")
+async def page() -> FileResponse:
+    """At `/docs` it opens with the description of the API."""
+    return FileResponse(STATIC / "index.html")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -157,6 +158,27 @@ def test_images_have_a_tag_or_are_built_here(name: str) -> None:
     assert image, "can be replaced by a variable"
     assert "build" in SERVICES[name] or ":" in image[1]
     assert not image[1].endswith(":latest")
+
+
+@pytest.mark.parametrize("content", [None, "", "secret"])
+def test_grafana_does_not_start_without_its_password(content: str | None, tmp_path: Path) -> None:
+    """It would take its default one."""
+    shell, option, script = SERVICES["grafana"]["entrypoint"]
+    variable = "GF_SECURITY_ADMIN_PASSWORD__FILE"
+    assert SERVICES["grafana"]["environment"][variable].startswith("/run/secrets/")
+    (tmp_path / "run.sh").write_text("#!/bin/sh\necho started\n")
+    (tmp_path / "run.sh").chmod(0o755)
+    password = tmp_path / "password"
+    if content is not None:
+        password.write_text(content)
+    assert script.count("/run.sh") == 1
+    words = (shell, option, script.replace("$$", "$").replace("/run.sh", str(tmp_path / "run.sh")))
+    done = run(*words, env={variable: str(password), "PATH": os.environ["PATH"]})
+    if content:
+        assert (done.returncode, done.stdout) == (0, "started\n")
+    else:
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{variable}: {password} is missing or empty; deploy/secrets.sh makes it" in done.stderr
 
 
 def test_no_password_is_in_the_file() -> None:

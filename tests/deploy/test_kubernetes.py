@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -22,6 +24,8 @@ POD: dict[str, Any] = KINDS["Deployment"]["spec"]["template"]["spec"]
 CONTAINER: dict[str, Any] = POD["containers"][0]
 LABELS = KINDS["Deployment"]["spec"]["template"]["metadata"]["labels"]
 ROUTES = {route.path for route in operations.router.routes}
+SCHEMAS = "1.32"
+"""The oldest Kubernetes that the manifests are meant for."""
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 VERSIONS = {
@@ -37,6 +41,18 @@ VERSIONS = {
 def test_every_document_is_of_a_known_kind_and_version() -> None:
     assert {document["kind"]: document["apiVersion"] for document in DOCUMENTS} == VERSIONS
     assert len(DOCUMENTS) == len(VERSIONS)
+
+
+@pytest.mark.parametrize("kind", sorted(VERSIONS))
+def test_kubernetes_own_schema_has_all_that_is_in_a_document(kind: str) -> None:
+    kubernetes_validate.validate(KINDS[kind], SCHEMAS, strict=True)
+
+
+def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
+    document = deepcopy(KINDS["Deployment"])
+    document["spec"]["template"]["spec"]["containers"][0]["readinesProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="readinesProbe"):
+        kubernetes_validate.validate(document, SCHEMAS, strict=True)
 
 
 @pytest.mark.parametrize("kind", sorted(set(VERSIONS) - {"Namespace"}))

@@ -66,6 +66,19 @@ def test_a_profile_that_is_none_is_refused_before_anything_is_done(checkout: Pat
     assert not (checkout / "secrets").exists()
 
 
+@pytest.mark.parametrize(
+    ("profiles", "told"), [((), False), (("gpu",), True), (("jobs", "ray"), True), (("jobs-cpu",), False)]
+)
+def test_what_does_not_come_up_is_told_with_what_gpus_need(
+    checkout: Path, docker: Path, profiles: tuple[str, ...], told: bool
+) -> None:
+    (docker / "docker").write_text('#!/bin/sh\ncase "$*" in *" up "*) exit 7 ;; esac\n')
+    done = run(checkout / "up.sh", *profiles, env=environment(docker))
+    assert done.returncode == 7, "as compose ended"
+    assert "not everything is up" in done.stderr.splitlines()[-1]
+    assert ("NVIDIA Container Toolkit; jobs-cpu needs none" in done.stderr) == told
+
+
 def test_a_machine_without_compose_is_told(checkout: Path, docker: Path) -> None:
     (docker / "docker").write_text("#!/bin/sh\nexit 1\n")
     done = run(checkout / "up.sh", env=environment(docker))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -170,3 +171,20 @@ def test_a_bundle_runs_without_the_frameworks_that_made_it(bundle: Bundle):
         assert not loaded, loaded
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120)
+
+
+def test_nothing_is_reported_to_the_maker_of_the_runtime(tmp_path: Path) -> None:
+    """ONNX Runtime would keep a device id below HOME, to report its use under."""
+    script = """
+        from engines.bundle import SHIPPED, Bundle
+        from engines.runtime import load_runtime
+        load_runtime(Bundle.load(SHIPPED / "shapes-sana-sid"), threads=1)
+    """
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    own["HOME"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120, env=own)
+    assert not list(tmp_path.rglob("*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ FLAGS = [
 EXPECTED = "Failed to load resource"
 """How the browser notes answers that are errors; the tests that provoke them look at what is shown."""
 
+LOCAL = re.compile(r"(http://127\.0\.0\.1:\d+/|data:|blob:|about:)")
 Open = Callable[..., Page]
 
 
@@ -56,7 +58,7 @@ def complaints() -> list[str]:
 @pytest.fixture
 def visit(browser: Browser, complaints: list[str]) -> Iterator[Open]:
     """Opens an address in a fresh profile: `visit(url, color_scheme="dark")`."""
-    contexts = []
+    contexts, elsewhere = [], list[str]()
 
     def opened(url: str, **profile: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **profile})
@@ -64,6 +66,9 @@ def visit(browser: Browser, complaints: list[str]) -> Iterator[Open]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(30_000)
+        context.on(
+            "request", lambda request: elsewhere.append(request.url) if not LOCAL.match(request.url) else None
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
         page.goto(url)
@@ -73,6 +78,7 @@ def visit(browser: Browser, complaints: list[str]) -> Iterator[Open]:
     for context in contexts:
         context.close()
     assert [text for text in complaints if EXPECTED not in text] == []
+    assert elsewhere == []
 
 
 @pytest.fixture

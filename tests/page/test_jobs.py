@@ -79,7 +79,7 @@ def submit(page: Page, place: Place, **fields: str) -> None:
     expect(page.locator(".badge").first).to_have_text("queued")
 
 
-def test_a_job_from_the_form_to_its_end(visit: Open, place: Place) -> None:
+def test_a_job_from_the_form_to_its_end(place: Place, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="mine", Iterations="100", Learning_rate="0.001", Seed="7")
     expect(page.get_by_role("heading", name="mine")).to_be_visible()
@@ -106,7 +106,7 @@ def test_a_job_from_the_form_to_its_end(visit: Open, place: Place) -> None:
     expect(page.get_by_text("31 of 100")).to_be_visible()
     expect(page.get_by_role("img", name="Losses; latest: generator")).to_be_visible()
     expect(page.get_by_role("img", name="accuracy; latest: 1 step 80 %, 4 steps 90 %")).to_be_visible()
-    expect(page.get_by_role("img", name="frechet; latest: 4 steps 40.2")).to_be_visible()
+    expect(page.get_by_role("img", name="Fréchet distance; latest: 4 steps 40.2")).to_be_visible()
     place.jobs.store.say(lease, "something to know", level="warn")
     expect(page.locator(".log .warn")).to_contain_text("something to know")
 
@@ -119,19 +119,74 @@ def test_a_job_from_the_form_to_its_end(visit: Open, place: Place) -> None:
 
     check = {"measure": "accuracy", "steps": 4, "value": 0.8, "bound": 0.9, "holds": False}
     verdict = {"passed": False, "checks": [check]}
-    bundle = {"url": "file:///bundle", "digest": "sha256:" + "2" * 64, "bundle_digest": "sha256:" + "3" * 64}
+    bundle = {
+        "url": "/srv/fewstep/artifacts/bundle",
+        "digest": "sha256:" + "2" * 64,
+        "bundle_digest": "sha256:" + "3" * 64,
+    }
     result = {"verdict": verdict, "published": False, "reasons": ["accuracy is 0.8"], "bundle": bundle}
     place.jobs.store.finish(lease, "succeeded", "The student is not published.", result=result)
     expect(page.locator(".badge").first).to_have_text("succeeded")
     expect(page.get_by_text("The gate does not hold")).to_be_visible()
     expect(page.get_by_role("row").filter(has_text="accuracy")).to_contain_text("no")
+    expect(page.get_by_role("row").filter(has_text="Accuracy")).to_contain_text("80.0 %")
+    expect(page.locator("main")).not_to_contain_text("/srv/fewstep")
     expect(page.get_by_role("button", name="Publish")).to_be_visible()
     expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
     page.goto(f"{place.running.url}/#/jobs")
     expect(page.get_by_role("link", name="mine")).to_contain_text("succeeded")
 
 
-def test_pause_resume_and_cancel(visit: Open, place: Place) -> None:
+def test_the_form_shows_what_each_teachers_recipe_says(place: Place, visit: Open) -> None:
+    page = visit(f"{place.running.url}/#/jobs/new")
+    hints = [page.get_by_label(name) for name in ("Iterations", "Batch", "Learning rate")]
+    for teacher, accuracy, said in (
+        ("shapes-sana", "0.9", ("360", "48", "0.0001")),
+        ("shapes-flux", "0.8", ("300", "48", "0.0002")),
+        ("lab/own", "", ("as in its recipe",) * 3),
+    ):
+        page.get_by_label("Teacher").fill(teacher)
+        for field, hint in zip(hints, said):
+            expect(field).to_have_attribute("placeholder", hint)
+            expect(field).to_have_value("")
+        expect(page.get_by_label("Accuracy of at least")).to_have_value(accuracy)
+    share = page.get_by_label("On trial with a share of")
+    expect(share).to_be_disabled()
+    page.get_by_label("Then serve it as").fill("mine")
+    expect(share).to_be_enabled()
+    page.get_by_role("link", name="All jobs").click()
+    page.go_back()
+    expect(page.get_by_label("Then serve it as")).to_have_value("mine")
+
+
+def test_what_has_the_focus_keeps_it_while_the_job_goes_on(place: Place, visit: Open) -> None:
+    page = visit("about:blank")
+    submit(page, place, Name_of_the_student="steady")
+    lease = place.claim()
+    place.progress(lease, 10)
+    expect(page.get_by_text("10 of 100")).to_be_visible()
+    page.get_by_role("button", name="Pause").focus()
+    place.progress(lease, 11)
+    expect(page.get_by_text("11 of 100")).to_be_visible()
+    expect(page.get_by_role("button", name="Pause")).to_be_focused()
+    chart = page.get_by_role("img", name="Losses; latest")
+    chart.focus()
+    chart.press("ArrowLeft")
+    reading = page.locator(".chart output").first
+    expect(reading).to_have_text("11: generator 0.0909, fake 0.5")
+    place.progress(lease, 12)
+    expect(page.get_by_text("12 of 100")).to_be_visible()
+    expect(reading).to_have_text("11: generator 0.0909, fake 0.5")
+    chart.blur()
+    expect(page.get_by_role("img", name="Losses; latest: generator 0.0833")).to_be_visible()
+    page.get_by_role("link", name="All jobs").click()
+    page.get_by_role("link", name="steady").focus()
+    place.progress(lease, 50)
+    expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "50")
+    expect(page.get_by_role("link", name="steady")).to_be_focused()
+
+
+def test_pause_resume_and_cancel(place: Place, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="stopped")
     lease = place.claim()
@@ -147,7 +202,7 @@ def test_pause_resume_and_cancel(visit: Open, place: Place) -> None:
     expect(page.locator(".badge").first).to_have_text("cancelled")
 
 
-def test_a_waiting_job_is_paused_and_resumed_at_once(visit: Open, place: Place) -> None:
+def test_a_waiting_job_is_paused_and_resumed_at_once(place: Place, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="later")
     page.get_by_role("button", name="Pause").click()
@@ -156,7 +211,7 @@ def test_a_waiting_job_is_paused_and_resumed_at_once(visit: Open, place: Place) 
     expect(page.locator(".badge").first).to_have_text("queued")
 
 
-def test_prompts_of_ones_own(visit: Open, place: Place) -> None:
+def test_prompts_of_ones_own(place: Place, visit: Open) -> None:
     page = visit(f"{place.running.url}/#/jobs/new")
     page.locator("select[name=training_file]").select_option("file")
     prompts = b'{"prompt": "a red circle"}\n{"prompt": "a blue star"}\n'
@@ -169,7 +224,7 @@ def test_prompts_of_ones_own(visit: Open, place: Place) -> None:
     assert place.running.client.get(f"/v1/files/{job['training_file']}/content").content == prompts
 
 
-def test_what_the_server_does_not_take_is_said_and_kept(visit: Open, place: Place) -> None:
+def test_what_the_server_does_not_take_is_said_and_kept(place: Place, visit: Open) -> None:
     page = visit(f"{place.running.url}/#/jobs/new")
     page.get_by_label("Teacher").fill("nobody/knows")
     page.get_by_label("Teacher").blur()  # as when somebody goes on to the next field
@@ -179,7 +234,7 @@ def test_what_the_server_does_not_take_is_said_and_kept(visit: Open, place: Plac
     assert page.get_by_label("Teacher").input_value() == "nobody/knows"
 
 
-def test_a_failure_is_shown_with_its_reason(visit: Open, place: Place) -> None:
+def test_a_failure_is_shown_with_its_reason(place: Place, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="unlucky")
     error = {"code": "job_failed", "message": "the disk is full", "param": None}
@@ -187,7 +242,7 @@ def test_a_failure_is_shown_with_its_reason(visit: Open, place: Place) -> None:
     expect(page.get_by_role("alert")).to_contain_text("the disk is full")
 
 
-def test_a_job_that_is_not_there(visit: Open, place: Place) -> None:
+def test_a_job_that_is_not_there(place: Place, visit: Open) -> None:
     page = visit(f"{place.running.url}/#/jobs/ftjob-nothing")
     expect(page.get_by_role("alert")).to_be_visible()
 

@@ -28,7 +28,9 @@ def test_models_show_what_they_prove(playground: Page, server: Server) -> None:
     expect(card.get_by_text("holds")).to_have_count(len(parts))
     expect(card.get_by_text("off", exact=True)).to_have_count(0)
     for label, row in model["quality"].items():
-        expect(card).to_contain_text(label)
+        expect(
+            card.get_by_role("rowheader", name=label.removeprefix(f"{model['id']}, "), exact=True)
+        ).to_be_visible()
         expect(card).to_contain_text(f"{100 * row['accuracy']['mean']:.1f} %")
 
 
@@ -41,6 +43,18 @@ def test_a_certificate_that_does_not_hold_is_seen(visit: Open, server: Server) -
     page.goto(f"{server.url}/#/models")
     expect(page.get_by_text("off", exact=True)).to_have_count(1)
     expect(page.get_by_text("No quality card")).to_be_visible()
+
+
+def test_the_card_of_a_job_has_a_row_for_each_step_count(visit: Open, server: Server) -> None:
+    listed = httpx.get(f"{server.url}/v1/models").json()
+    figures = {"score": 41.0, "accuracy_1": 0.844, "frechet_1": 528.1, "accuracy_4": 1.0, "frechet_4": 390.8}
+    listed["data"][0]["quality"] = figures
+    page = visit("about:blank")
+    page.route("**/v1/models", lambda route: route.fulfill(json=listed))
+    page.goto(f"{server.url}/#/models")
+    expect(page.get_by_role("row", name="1 step 84.4 % 528")).to_be_visible()
+    expect(page.get_by_role("row", name="4 steps 100.0 % 391")).to_be_visible()
+    expect(page.get_by_role("columnheader", name="Fréchet distance")).to_be_visible()
 
 
 def test_health_follows_the_metrics(playground: Page, server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import pytest
@@ -43,8 +44,8 @@ def test_the_first_picture_is_there_soon(playground: Page, capsys: pytest.Captur
     playground.locator("figure.card a[download]").wait_for()
     seconds = time.monotonic() - began
     with capsys.disabled():
-        print(f"\nfirst picture {seconds:.2f} s after the click (aim: 2 s on two idle cores)")
-    assert seconds < 30
+        print(f"\nfirst picture {seconds:.2f} s after the click (aim: 2 s)")
+    assert seconds < 2
 
 
 @pytest.mark.parametrize("seed", ["0", "9007199254740993", str(2**63 - 1)])
@@ -93,10 +94,13 @@ def test_stop_gives_the_work_up(visit: Open, settings: Settings) -> None:
 def test_steps_side_by_side_on_one_seed(playground: Page, server: Server) -> None:
     fill(playground, prompt=PROMPT, compare="Steps", seed=11, n=2)
     draw(playground, 6)
+    expect(playground.locator(".summary .legend")).to_have_text("queueencodedenoisedecodefile")
     for column, steps in enumerate((1, 2, 4)):
         of_column = playground.locator(".column").nth(column)
         expect(of_column.get_by_role("heading")).to_have_text(f"{steps} step{'s' * (steps > 1)}")
-        expect(of_column.locator(".time-bar")).to_be_visible()
+        expect(of_column.locator(".time-bar")).to_have_attribute(
+            "aria-label", re.compile("denoise .* decode")
+        )
         links = of_column.locator("a[download]")
         expected = from_api(server.url, prompt=PROMPT, seed=11, n=2, num_inference_steps=steps)
         assert [content(playground, links.nth(index)) for index in range(2)] == expected
@@ -159,6 +163,14 @@ def test_the_history_is_bounded(playground: Page) -> None:
         }"""
     )
     assert gone == [[2, 1], [2, 1], [4, 3, 2, 1]]
+    kept = playground.evaluate(
+        """async () => {
+            const { keep, LIMITS, runs } = await import("/static/js/history.js");
+            for (let id = 1; id <= LIMITS.runs + 1; id += 1) await keep({ id, columns: [] });
+            return [LIMITS.runs, (await runs()).map(each => each.id)];
+        }"""
+    )
+    assert kept == [60, list(range(61, 1, -1))]
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
@@ -209,3 +221,86 @@ def test_the_keyboard_is_enough(playground: Page) -> None:
     playground.keyboard.press("Escape")
     expect(playground.get_by_role("dialog")).to_have_count(0)
     expect(playground.locator("#announcer")).to_contain_text("4 pictures drawn in")
+
+
+def test_each_way_back_finds_what_was_left(visit: Open, server: Server) -> None:
+    page = visit(f"{server.url}/docs")
+    expect(page.locator("summary", has_text="/v1/images/generations")).to_be_visible()
+    expect(page.locator(".tabs a[aria-current]")).to_have_text("API")
+    page.get_by_role("link", name="Playground").click()
+    fill(page, prompt=PROMPT, seed=5, n=1, steps=2)
+    draw(page, 1)
+    page.get_by_role("link", name="API").click()
+    page.get_by_role("link", name="Models").click()
+    for title in ("API · fewstep", "fewstep"):
+        page.go_back()
+        expect(page).to_have_title(title)
+    assert shown(page) == {"prompt": PROMPT, "seed": "5", "n": "1", "format": "png", "steps": "2"}
+    expect(page.locator("figure.card")).to_have_count(1)
+    page.go_forward()
+    expect(page.get_by_role("heading", name="API", exact=True)).to_be_visible()
+    page.goto(f"{server.url}/#/nonsense")
+    expect(page.locator("figure.card")).to_have_count(1)
+
+
+def test_two_tabs_share_the_history(playground: Page) -> None:
+    other = playground.context.new_page()
+    other.goto(playground.url)
+    for page, seed in ((playground, 1), (other, 2)):
+        fill(page, prompt=PROMPT, seed=seed, n=1, steps=1)
+        draw(page, 1)
+    expect(other.locator(".thumb")).to_have_count(2)
+    playground.reload()
+    expect(playground.locator(".thumb")).to_have_count(2)
+
+
+def test_where_the_browser_has_no_room_the_oldest_pictures_go(playground: Page) -> None:
+    playground.evaluate(
+        """() => {
+            const put = IDBObjectStore.prototype.put, full = () => new DOMException("", "QuotaExceededError");
+            window.kept = 0;
+            IDBObjectStore.prototype.put = function (run) {
+                if (window.kept < 2) { window.kept += 1; return put.call(this, run); }
+                window.kept -= 1;
+                throw full();
+            };
+        }"""
+    )
+    for seed in (1, 2, 3):
+        fill(playground, prompt=PROMPT, seed=seed, n=1, steps=1)
+        draw(playground, 1)
+        expect(playground.locator(".thumb").first).to_have_attribute("title", re.compile(f"seed {seed}$"))
+    expect(playground.locator(".thumb")).to_have_count(2)
+
+
+def test_a_history_that_the_browser_refuses_is_said(playground: Page, server: Server) -> None:
+    quota = {"origin": server.url, "quotaSize": 1}
+    playground.context.new_cdp_session(playground).send("Storage.overrideQuotaForOrigin", quota)
+    fill(playground, n=1, steps=1)
+    draw(playground, 1)
+    expect(playground.get_by_text("The browser refuses: QuotaExceededError")).to_be_visible()
+
+
+def test_a_slow_line_is_enough(visit: Open, server: Server) -> None:
+    """As a phone has it at the edge of a cell: 400 ms away, 50 kB a second."""
+    page = visit("about:blank")
+    line = {"offline": False, "latency": 400, "downloadThroughput": 50_000, "uploadThroughput": 20_000}
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", line)
+    page.goto(server.url)
+    fill(page, prompt=PROMPT, n=2, steps=4)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.locator(".frame.waiting")).to_have_count(2)
+    expect(page.locator("figure.card a[download]")).to_have_count(2)
+
+
+def test_as_many_as_a_request_may_have_and_no_more(playground: Page) -> None:
+    fill(playground, prompt=PROMPT, seed=1, n=10, steps=1)
+    draw(playground, 10)
+    expect(playground.locator(".thumb")).to_have_attribute("title", re.compile(", 10 pictures, "))
+    fill(playground, n=11)
+    playground.get_by_role("button", name="Draw", exact=True).click()
+    problem = playground.get_by_role("spinbutton", name="Pictures").evaluate(
+        "input => input.validationMessage"
+    )
+    assert "10" in problem
+    expect(playground.locator("figure.card")).to_have_count(10)

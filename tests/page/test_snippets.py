@@ -49,6 +49,14 @@ def test_python(playground: Page, drawn: bytes, tmp_path: Path) -> None:
     assert (tmp_path / "0.png").read_bytes() == drawn
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+def test_javascript_outside_of_a_page(playground: Page, drawn: bytes, tmp_path: Path) -> None:
+    program = tmp_path / "draw.mjs"
+    program.write_text(f"{copied(playground, 'JavaScript')}\nconsole.log(pictures[0]);")
+    done = subprocess.run(["node", program], capture_output=True, text=True, check=True)
+    assert base64.b64decode(done.stdout.split(",")[1]) == drawn
+
+
 def test_javascript(playground: Page, server: Server, drawn: bytes) -> None:
     program = copied(playground, "JavaScript")
     address = playground.evaluate(f"async () => {{ {program}\n return pictures[0]; }}")

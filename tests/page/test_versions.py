@@ -10,6 +10,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 import service.bundles
+from engines.bundle import Bundle
+from engines.store import Store
 from service.keys import add_key
 from service.settings import Settings
 from tests.service.bundles_on_disk import Loader, write_bundle
@@ -95,6 +97,42 @@ def test_what_another_has_changed_meanwhile_is_said_in_the_servers_words(
     expect(seen.get_by_role("alert")).to_contain_text("has no canary to promote")
 
 
+def test_the_student_of_a_job_is_published_and_rolled_back(
+    visit: Open, settings: Settings, tmp_path: Path
+) -> None:
+    """Once by the button on the job's page; once by the job itself, and back from there."""
+    digest = Bundle.load(tmp_path / "b").digest
+    with run_server(settings.model_copy(update={"jobs_workers": False}), None) as running:
+        jobs = running.server.config.app.state.service.jobs  # type: ignore[union-attr]
+        Store(settings.store).add(tmp_path / "b", "b")
+        kept = {"url": "s3://lab/artifacts/bundle", "bundle_digest": digest}
+
+        def end(publish: object, **result: object) -> str:
+            body = {"model": "shapes-sana", "training_file": "shapes:train", "publish": publish}
+            job = running.client.post("/v1/distillation/jobs", json=body).json()["id"]
+            lease = jobs.store.claim("the test", 600.0)[1]
+            jobs.store.finish(lease, "succeeded", "done", result={"bundle": kept, "reasons": [], **result})
+            return f"{running.url}/#/jobs/{job}"
+
+        page = visit(end(None, published=False))
+        expect(page.locator("main")).to_contain_text("s3://lab/artifacts/bundle")
+        page.get_by_label("Serve it as").fill("m")
+        page.get_by_label("With").select_option("0.1")
+        page.get_by_role("button", name="Publish").click()
+        expect(page.get_by_text("m@2 is canary")).to_be_visible()
+        assert states(running) == [("m@2", "canary"), ("m@1", "serving")]
+        running.client.post("/v1/models/m/promote").raise_for_status()
+        page.goto(end({"model": "m"}, published=True, version={"id": "m@2"}))
+        expect(page.get_by_role("link", name="m@2")).to_be_visible()
+        expect(page.get_by_role("button", name="Publish")).to_have_count(0)
+        seen = page.get_by_role("region", name="Versions of m")
+        seen.get_by_role("button", name="Roll back").click()
+        expect(row(seen, "m@1")).to_contain_text("serving")
+        assert states(running) == [("m@2", "retired"), ("m@1", "serving")]
+        settle(page)
+        assert problems(page) == []
+
+
 def test_only_an_administrator_changes_what_is_served(
     visit: Open, settings: Settings, tmp_path: Path
 ) -> None:
@@ -154,15 +192,19 @@ def test_versions_are_chosen_kept_in_the_history_and_missed_when_they_are_gone(
     publish(running, tmp_path / "c", 0.2)
     page = visit(running.url)
     fill(page, prompt=PROMPT, compare="Versions", steps=1, seed=5, n=1)
-    page.locator("select[name=version]").select_option("m@3")
-    page.locator("select[name=other]").select_option("m@1")
-    draw(page, 2)
-    expect(page.locator(".column").get_by_role("heading")).to_have_text(["m@3", "m@1"])
-    expect(page.locator(".thumb")).to_have_count(1)
+    for count, (version, other) in enumerate((("m@2", "m@1"), ("m@3", "m@1")), start=1):
+        page.locator("select[name=version]").select_option(version)
+        page.locator("select[name=other]").select_option(other)
+        draw(page, 2)
+        expect(page.locator(".column").get_by_role("heading")).to_have_text([version, other])
+        expect(page.locator(".thumb")).to_have_count(count)
+    page.locator(".thumb").last.click()  # and not with the canary, as it would be by default
+    expect(page.locator("select[name=version]")).to_have_value("m@2")
+    expect(page.locator("select[name=other]")).to_have_value("m@1")
     running.client.post("/v1/models/m/rollback").raise_for_status()
     running.client.post("/v1/models/m@3/unload").raise_for_status()
     page.reload()
-    page.locator(".thumb").click()
+    page.locator(".thumb").first.click()
     expect(page.get_by_text("m@3 is no longer there")).to_be_visible()
     expect(page.locator("select[name=version]")).to_have_value("m@2")
     expect(page.locator("select[name=other]")).to_have_value("m@1")

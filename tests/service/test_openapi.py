@@ -34,6 +34,7 @@ PROMISED = {
     ("DELETE", "/v1/files/{id}"),
     ("GET", "/v1/files/{id}/content"),
     *((method, f"{prefix}/jobs{path}") for prefix in JOB_PREFIXES for method, path in JOB_ROUTES),
+    ("GET", "/v1/distillation/teachers"),
     ("POST", "/v1/batches"),
     ("GET", "/v1/batches"),
     ("GET", "/v1/batches/{id}"),
@@ -225,3 +226,10 @@ def test_the_check_itself_notices_a_wrong_answer(api: dict[str, Any]) -> None:
     conforms(api, schema, {"status": "live", "models": {}})
     for wrong in ({"status": "fine"}, {"status": 1}, {}, [], {"status": "live", "more": 1}):
         assert not _fits(api, schema, wrong, "body"), wrong
+
+
+def test_it_is_sent_compressed_and_by_get_alone(shared: Running) -> None:
+    answer = shared.client.get("/openapi.json")
+    assert answer.headers["content-encoding"] == "gzip"
+    assert shared.client.get("/openapi.json", headers={"accept-encoding": "identity"}).json() == answer.json()
+    assert shared.client.post("/openapi.json").status_code == 405

@@ -32,6 +32,7 @@ def test_openapi_describes_errors_as_they_are(shared: Running) -> None:
     assert api["components"]["schemas"]["ImagesRequest"]["additionalProperties"] is False
     rooms = (
         "/v1/distillation/jobs",
+        "/v1/distillation/teachers",
         "/v1/fine_tuning/jobs",
         "/v1/files",
         "/v1/batches",

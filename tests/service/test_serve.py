@@ -138,7 +138,9 @@ def test_a_client_that_never_ends_its_request_does_not_hold_the_server(tmp_path:
 def test_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ServiceError, match=rf"cannot listen on 127.0.0.1:{port}: .*in use.*another port"):
+        with pytest.raises(
+            ServiceError, match=rf"cannot listen on 127.0.0.1:{port}: .*in use.*another port \(FEWSTEP_PORT;"
+        ):
             serve(Settings(port=port, data_dir=tmp_path))
 
 
@@ -148,7 +150,9 @@ def test_answers_are_not_held_back_by_nagle() -> None:
 
 
 def test_bad_bundle(tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match=r"model m: no bundle 'nowhere'"):
+    with pytest.raises(
+        ServiceError, match=r"model m: no bundle 'nowhere': give .*\(FEWSTEP_MODELS: what is served"
+    ):
         serve(Settings(port=0, data_dir=tmp_path, models={"m": "nowhere"}))
 
 
@@ -173,7 +177,9 @@ def test_a_failed_start_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_host_of_another_machine(tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match=r"cannot listen on 192\.0\.2\.1:0: Cannot assign"):
+    with pytest.raises(
+        ServiceError, match=r"cannot listen on 192\.0\.2\.1:0: Cannot assign.*FEWSTEP_HOST is"
+    ):
         serve(Settings(host="192.0.2.1", port=0, data_dir=tmp_path))
 
 

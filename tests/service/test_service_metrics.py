@@ -101,6 +101,9 @@ def test_outcomes_and_routes(shared: Running) -> None:
     shared.client.get("/v1/models/fake")
     assert count(route="unmatched", outcome="invalid") >= 1
     assert count(route="/v1/models/{id}", model="fake", outcome="ok") >= 1
+    for prefix in ("/v1/distillation", "/v1/fine_tuning"):
+        shared.client.get(f"{prefix}/jobs/ftjob-invented/events")
+        assert count(route=f"{prefix}/jobs/{{id}}/events", outcome="invalid") == 1
     assert 'route="/health' not in shared.client.get("/metrics").text
 
 

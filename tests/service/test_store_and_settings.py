@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 from pydantic import SecretStr
 
+from engines.runtime import backend_names
 from fewstep.cli import parser
 from service import pictures
 from service.app import create_app
@@ -256,12 +257,31 @@ def test_a_setting_comes_from_a_file(name: str, monkeypatch: pytest.MonkeyPatch,
     assert getattr(read_settings(), name) == value
 
 
-def test_an_empty_file_means_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_variable_that_names_no_file_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = read_settings()
-    (tmp_path / "secret").write_text("\n")
-    monkeypatch.setenv("FEWSTEP_THREADS_FILE", str(tmp_path / "secret"))
     monkeypatch.setenv("FEWSTEP_PORT_FILE", "")
     assert read_settings() == expected
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [
+        (lambda path: path.write_text("\n"), "it is empty"),
+        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: None, "No such file or directory"),
+    ],
+    ids=["empty", "folder", "missing"],
+)
+def test_a_secret_that_was_lost_is_said_and_does_not_become_the_default(
+    lost: Any, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Jobs would quietly go to another database."""
+    lost(tmp_path / "secret")
+    monkeypatch.setenv("FEWSTEP_DATABASE_URL_FILE", str(tmp_path / "secret"))
+    with pytest.raises(ServiceError) as caught:
+        read_settings()
+    wanted = "a file with the value of FEWSTEP_DATABASE_URL is wanted"
+    assert str(caught.value) == f"FEWSTEP_DATABASE_URL_FILE: {tmp_path / 'secret'}: {reason}; {wanted}"
 
 
 def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -343,6 +363,34 @@ def test_a_bad_setting_is_refused_in_one_line_with_its_name(
     assert f"FEWSTEP_{name.upper()}" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        (
+            "backend",
+            "cuda",
+            "expected one of auto, tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu",
+        ),
+        ("jobs_server", "api:8000", "expected an address like http://api:8000"),
+        ("models", "a=b,a=c", "a name is given twice among a, a"),
+        ("log_format", "xml", "Input should be 'text' or 'json'"),
+        ("port", "99999", "Input should be less than or equal to 65535"),
+    ],
+)
+def test_a_bad_setting_is_told_what_would_be_accepted(
+    name: str, value: str, accepted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"FEWSTEP_{name.upper()}", value)
+    with pytest.raises(ServiceError) as caught:
+        read_settings()
+    assert str(caught.value).startswith(f"{name} (FEWSTEP_{name.upper()}): {accepted}")
+
+
+@pytest.mark.parametrize("name", backend_names())
+def test_every_backend_can_be_named(name: str) -> None:
+    assert read_settings(backend=name).backend == name
 
 
 def test_data_is_kept_where_the_desktop_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-// Which of the four views is shown, and what is around them.
+// Which of the views is shown, and what is around them.
 import { explain, json } from "./api.js";
 import { watch } from "./connection.js";
 import { byId, h, notice } from "./dom.js";
@@ -9,27 +9,38 @@ const VIEWS = {
   jobs: ["Jobs", () => import("./jobs.js")],
   models: ["Models", () => import("./models.js")],
   health: ["Health", () => import("./health.js")],
+  api: ["API", () => import("./reference.js")],
 };
 const THEMES = ["", "light", "dark"];
 const shown = new Map();
-let current = null;
+let current = null, served = null;
 
-const place = () => location.hash.replace(/^#\/?/, "").split("/");
+// The name of the view, and what is to be seen in it.
+function place() {
+  const [name, ...rest] = location.hash.replace(/^#\/?/, "").split("/");
+  return [Object.hasOwn(VIEWS, name) ? name : "", rest];
+}
 
 // A view is made once and keeps what it shows; it may want to know when it is on the screen.
 async function show() {
-  const [name, ...rest] = place(), [title, load] = VIEWS[name] ?? VIEWS[""];
+  const [name, rest] = place(), [title, load] = VIEWS[name];
   document.title = name ? `${title} · fewstep` : "fewstep";
   for (const link of document.querySelectorAll(".tabs a"))
     if (link.hash === `#/${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
-  if (!shown.has(name)) shown.set(name, load().then(module => module.create()));
+  if (!shown.has(name)) shown.set(name, make(name, load));
   const view = await shown.get(name).catch(error => failed(name, error));
   if (place()[0] !== name) return; // whoever looks has gone on meanwhile
   if (current !== view) current?.hide?.();
   current = view;
   byId("view").replaceChildren(view.root);
-  view.show?.(rest.map(decodeURIComponent));
+  view.show?.(rest);
+}
+
+// The description of the API needs neither models nor a key.
+async function make(name, load) {
+  if (name !== "api") await (served ??= ready().catch(error => { served = null; throw error; }));
+  return (await load()).create();
 }
 
 // In place of a view that could not be made; it can be tried again.
@@ -46,33 +57,40 @@ async function start() {
   });
   addEventListener("hashchange", () => show().then(() => byId("view").focus({ preventScroll: true })));
   watch();
-  await ready();
+  if (location.pathname === "/docs") history.replaceState(null, "", "/#/api");
   await show();
 }
 
 // Models load for a while after the server has begun to listen; a server that is away is waited for.
 async function ready() {
-  let said = "";
-  const say = (text, node) => { if (text !== said) byId("view").replaceChildren(node); said = text; };
-  say("loading", h("p", { class: "empty" }, "The models are loading…"));
+  say("loading", loading());
   for (;;) {
     try {
       if ((await json("/v1/models")).data.length) return;
-      say("loading", h("p", { class: "empty" }, "The models are loading…"));
+      say("loading", loading());
     } catch (error) {
-      const again = h("button", { type: "button", onclick: () => location.reload() }, "Try again");
-      say(error.message, h("div", { class: "page" }, notice("bad", ...explain(error), again)));
-      if (error.status === 401) await new Promise(() => {}); // until a key is given
+      if (error.status === 401) throw error;
+      say(error.message, h("div", { class: "page" }, notice("bad", ...explain(error), h("button", { type: "button", onclick: () => location.reload() }, "Try again"))));
     }
     await new Promise(resolve => setTimeout(resolve, 500));
   }
+}
+
+const loading = () => h("p", { class: "empty" }, "The models are loading…");
+
+// In place of all views that wait for models; said once, for those who hear it.
+let said = {};
+function say(text, node) {
+  if (place()[0] === "api" || (text === said.text && said.node.isConnected)) return;
+  said = { text, node };
+  byId("view").replaceChildren(node);
 }
 
 function setTheme(theme) {
   localStorage.setItem("theme", theme);
   if (theme) document.documentElement.dataset.theme = theme;
   else delete document.documentElement.dataset.theme;
-  byId("theme").textContent = { "": "Auto", light: "Light", dark: "Dark" }[theme];
+  byId("theme").lastChild.textContent = { "": "Auto", light: "Light", dark: "Dark" }[theme];
   byId("theme").setAttribute("aria-label", `Theme: ${theme || "as the system"}`);
 }
 

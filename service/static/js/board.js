@@ -1,9 +1,7 @@
 // One run on the screen: a column per variant, a card per picture, filled as the pictures come.
 import { h } from "./dom.js";
-import { duration, seedAfter } from "./numbers.js";
+import { duration, plural, seedAfter } from "./numbers.js";
 import { slowest, timeBar, timeLegend } from "./timing.js";
-
-export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
 export class Board {
   // `onOpen(column, index)` and `onSeed(seed)` are called when a picture or its seed is chosen.
@@ -11,9 +9,9 @@ export class Board {
     Object.assign(this, { run, onOpen, onSeed, urls: new Map() });
     this.columns = run.columns.map((column, index) => this.#column(column, index));
     const one = run.columns.length === 1;
-    this.summary = h("div", { class: "summary" });
+    this.summary = h("div", { class: "summary" }, one ? null : timeLegend());
     this.root = h("section", { class: `board ${one ? "one" : "many"}`, "aria-label": "Results", style: { "--columns": String(run.columns.length) } },
-      h("header", {}, h("h1", { class: "prompt" }, run.settings.prompt), this.summary),
+      h("header", {}, h("h1", { class: "prompt", dir: "auto" }, run.settings.prompt), this.summary),
       h("div", { class: "columns" }, this.columns.map(each => each.root)));
     run.columns.forEach((column, index) => {
       column.pictures.forEach((picture, position) => { if (picture) this.picture(index, position, picture); });

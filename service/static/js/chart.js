@@ -2,18 +2,25 @@
 import { h, svg } from "./dom.js";
 import { compact } from "./numbers.js";
 
-const WIDTH = 640, HEIGHT = 180, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 22;
+// The plot's own coordinates; it is stretched to the room that it has, and its labels are not.
+const WIDTH = 640, HEIGHT = 160;
 
 // `lines`: [{ name, colour, points: [[x, y], ...] }]; `xs` and `ys` write values of the axes.
 export function chart({ title, lines, xs = compact, ys = compact, zero = true, empty = "Nothing yet" }) {
   const shown = lines.map(line => ({ ...line, points: line.points.filter(([, y]) => Number.isFinite(y)) })).filter(line => line.points.length);
   const head = h("figcaption", { class: "row" }, h("span", { class: "chart-title" }, title), lines.length > 1 ? legend(lines) : null);
-  const reading = h("output", { class: "number small quiet push" });
-  head.append(reading);
+  const reading = h("output", { class: "number" });
   if (!shown.length) return h("figure", { class: "chart" }, head, h("p", { class: "chart-empty quiet small" }, empty));
-  const scale = scales(shown, zero), drawing = draw(title, shown, scale, xs, ys);
+  const scale = scales(shown, zero), drawing = draw(title, shown, scale, ys);
   readable(drawing, shown, scale, (x, values) => { reading.textContent = x === null ? "" : `${xs(x)}: ${values.map(([name, y]) => `${shown.length > 1 ? `${name} ` : ""}${ys(y)}`).join(", ")}`; });
-  return h("figure", { class: "chart" }, head, drawing);
+  return h("figure", { class: "chart" }, head, h("div", { class: "plot" },
+    h("ol", { class: "axis axis-y", "aria-hidden": "true" }, scale.ticks.toReversed().map(tick => h("li", {}, ys(tick)))), drawing,
+    h("p", { class: "axis axis-x", "aria-hidden": "true" }, h("span", {}, xs(scale.first)), scale.last > scale.first ? h("span", {}, xs(scale.last)) : null)), reading);
+}
+
+// Whether somebody is reading a chart in there, which must not be replaced under their eyes.
+export function beingRead(root) {
+  return root.contains(document.activeElement) || Boolean(root.querySelector("output:not(:empty)"));
 }
 
 function legend(lines) {
@@ -26,11 +33,10 @@ function scales(lines, zero) {
   if (zero && low > 0) low = 0;
   if (low === high) [low, high] = [low - (zero ? 0 : 0.5), high + (high === 0 ? 1 : 0.5)];
   const ticks = round(low, high), [first, last] = [Math.min(...x), Math.max(...x)];
-  const bottom = Math.min(low, ticks[0]), top = Math.max(high, ticks.at(-1));
   return {
     first, last, ticks,
-    x: value => LEFT + ((value - first) / (last - first || 1)) * (WIDTH - LEFT - RIGHT),
-    y: value => TOP + (1 - (value - bottom) / (top - bottom)) * (HEIGHT - TOP - BOTTOM),
+    x: value => ((value - first) / (last - first || 1)) * WIDTH,
+    y: value => (1 - (value - ticks[0]) / (ticks.at(-1) - ticks[0])) * HEIGHT,
   };
 }
 
@@ -43,17 +49,15 @@ export function round(low, high) {
   return ticks;
 }
 
-function draw(title, lines, scale, xs, ys) {
-  const grid = scale.ticks.map(tick => svg("g", {},
-    svg("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: scale.y(tick), y2: scale.y(tick) }),
-    svg("text", { x: LEFT - 8, y: scale.y(tick) + 4, "text-anchor": "end" }, ys(tick))));
-  const paths = lines.map(({ colour, points }) => (points.length === 1
-    ? svg("circle", { cx: scale.x(points[0][0]), cy: scale.y(points[0][1]), r: 3, style: { fill: colour } })
-    : svg("path", { d: points.map(([x, y], index) => `${index ? "L" : "M"}${scale.x(x).toFixed(1)} ${scale.y(y).toFixed(1)}`).join(""), style: { stroke: colour } })));
+function draw(title, lines, scale, ys) {
+  const grid = scale.ticks.map(tick => svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: scale.y(tick), y2: scale.y(tick) }));
+  const place = ([x, y]) => `${scale.x(x).toFixed(1)} ${scale.y(y).toFixed(1)}`;
+  const paths = lines.map(({ colour, points }) => svg("path", {
+    class: points.length === 1 ? "point" : "", style: { stroke: colour }, d: `M${points.map(place).join("L")}${points.length === 1 ? "h0" : ""}`,
+  }));
   const latest = lines.map(({ name, points }) => `${name} ${ys(points.at(-1)[1])}`).join(", ");
-  return svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: 0, "aria-label": `${title}; latest: ${latest}` }, grid,
-    svg("text", { x: LEFT, y: HEIGHT - 5 }, xs(scale.first)), svg("text", { x: WIDTH - RIGHT, y: HEIGHT - 5, "text-anchor": "end" }, xs(scale.last)), paths,
-    svg("line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" }));
+  return svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", tabindex: 0, "aria-label": `${title}; latest: ${latest}` },
+    grid, paths, svg("line", { class: "cursor", y1: 0, y2: HEIGHT, visibility: "hidden" }));
 }
 
 function readable(drawing, lines, scale, read) {

@@ -7,7 +7,7 @@ const EXAMPLES = [
   "a yellow triangle above a purple square on a black background",
   "a green star on a gray background",
 ];
-const COMPARE = [["", "One"], ["steps", "Steps"], ["models", "Models"], ["versions", "Versions"]];
+const COMPARE = [["", "Off"], ["steps", "Steps"], ["models", "Models"], ["versions", "Versions"]];
 const FORMATS = ["png", "jpeg", "webp"];
 
 export class Composer {
@@ -16,7 +16,7 @@ export class Composer {
   constructor(models, { onDraw, onFile, versionsOf }) {
     Object.assign(this, { models, versionsOf });
     this.parts = { steps: h("div"), size: h("div"), other: h("div") };
-    this.prompt = h("textarea", { name: "prompt", rows: 4, required: true, maxlength: 4000, placeholder: "Describe a picture", value: EXAMPLES[0] });
+    this.prompt = h("textarea", { name: "prompt", dir: "auto", rows: 4, required: true, maxlength: 4000, placeholder: "Describe a picture", value: EXAMPLES[0] });
     this.button = h("button", { class: "main", type: "submit" }, "Draw");
     this.root = this.#form(onDraw, onFile);
     this.#follow();

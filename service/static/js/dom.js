@@ -58,6 +58,11 @@ export function facts(pairs) {
   return h("dl", { class: "facts" }, shown.map(([name, value]) => [h("dt", {}, name), h("dd", { class: "number" }, value)]));
 }
 
+// A table that may be wider than the screen; who has no pointer scrolls it with the arrow keys.
+export function scroller(label, ...children) {
+  return h("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": label }, ...children);
+}
+
 // A long digest, short on the screen and whole in the clipboard.
 export function digest(value) {
   const short = value.replace("sha256:", "").slice(0, 12);

@@ -1,7 +1,7 @@
 // How the server is doing, computed here from what it tells Prometheus; for those without Grafana.
 import { call, explain } from "./api.js";
-import { chart } from "./chart.js";
-import { h, notice } from "./dom.js";
+import { beingRead, chart } from "./chart.js";
+import { h, notice, scroller } from "./dom.js";
 import { clock, compact, duration, percent } from "./numbers.js";
 import { Scrape, Window } from "./prometheus.js";
 import { STAGES } from "./timing.js";
@@ -55,16 +55,15 @@ class Health {
     const latency = share => window?.quantile(share, "fewstep_request_duration_seconds") ?? NaN;
     const read = { images: window?.rate("fewstep_images_total") ?? 0, p50: latency(0.5), p95: latency(0.95), waiting };
     for (const [name, value] of Object.entries(read)) this.series[name] = [...this.series[name], [now.at, value]].slice(-KEPT);
-    const focused = this.body.contains(document.activeElement) || this.body.matches(":hover") && this.body.querySelector("output:not(:empty)");
     const tiles = h("div", { class: "tiles" },
       tile("Throughput", `${compact(read.images)}`, "images a second"), tile("Half are done in", duration(read.p50), "p50 of requests"),
       tile("Nearly all in", duration(read.p95), "p95 of requests"), tile("Waiting", compact(waiting), `${compact(inside)} images inside`),
       tile("Prompts known", share(window, "fewstep_embedding_cache"), "embedding cache hits"), tile("Pictures known", share(window, "fewstep_result_cache"), "result cache hits"));
-    if (focused && this.charts) return this.body.firstElementChild.replaceWith(tiles); // a chart is being read
-    this.charts = h("div", { class: "halves" },
+    if (beingRead(this.body)) return this.body.firstElementChild.replaceWith(tiles);
+    const charts = h("div", { class: "halves" },
       h("div", { class: "sheet" }, chart({ title: "Images a second", lines: [line("images", "var(--accent)", this.series.images)], xs: clock })),
       h("div", { class: "sheet" }, chart({ title: "Time of a request", lines: [line("p50", "var(--stage-encode)", this.series.p50), line("p95", "var(--accent)", this.series.p95)], xs: clock, ys: duration, empty: "No request in the last seconds" })));
-    this.body.replaceChildren(tiles, this.charts,
+    this.body.replaceChildren(tiles, charts,
       h("div", { class: "halves" }, h("section", { class: "sheet" }, h("h2", {}, "Phases"), phases(window ?? new Window(now, now))), h("section", { class: "sheet" }, h("h2", {}, "Answers"), answers(now))));
   }
 }
@@ -84,7 +83,7 @@ function phases(window) {
   const rows = STAGES.slice(1).map(stage => h("tr", {}, h("th", { scope: "row" }, h("i", { class: "swatch", style: { background: `var(--stage-${stage})` } }), stage),
     h("td", {}, duration(window.mean("fewstep_stage_duration_seconds", { stage }))), h("td", {}, sizes(window, stage)),
     h("td", {}, compact(window.after.sum("fewstep_queue_depth", { stage })))));
-  return h("div", { class: "scroll" }, h("table", {},
+  return scroller("Phases", h("table", {},
     h("thead", {}, h("tr", {}, ["Phase", "A batch takes", "Batch sizes", "Waiting"].map(name => h("th", { scope: "col" }, name)))), h("tbody", {}, rows)));
 }
 
@@ -107,7 +106,7 @@ function answers(now) {
   }
   const outcomes = [...new Set([...rows.values()].flatMap(row => Object.keys(row)))].sort((a, b) => (b === "ok") - (a === "ok") || a.localeCompare(b));
   if (!rows.size) return h("p", { class: "quiet small" }, "No request yet.");
-  return h("div", { class: "scroll" }, h("table", {},
+  return scroller("Answers", h("table", {},
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Route"), outcomes.map(name => h("th", { scope: "col" }, name)))),
     h("tbody", {}, [...rows].map(([route, row]) => h("tr", {}, h("th", { scope: "row", class: "mono" }, route), outcomes.map(name => h("td", {}, compact(row[name] ?? 0))))))),
   h("p", { class: "quiet small" }, "Since the server was started."));

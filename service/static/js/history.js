@@ -28,8 +28,18 @@ export async function runs() {
   return (await act("readonly", store => store.getAll())).sort((one, other) => other.id - one.id);
 }
 
+// Where the browser has no room for it, the oldest go first.
 export async function keep(run) {
-  await act("readwrite", store => store.put(run));
+  for (;;) {
+    try {
+      await act("readwrite", store => store.put(run));
+      break;
+    } catch (error) {
+      const oldest = (await runs()).at(-1);
+      if (error?.name !== "QuotaExceededError" || !oldest) throw error;
+      await forget(oldest.id);
+    }
+  }
   const surplus = overflow(await runs(), LIMITS);
   if (surplus.length) await act("readwrite", store => surplus.map(({ id }) => store.delete(id)).at(-1));
 }

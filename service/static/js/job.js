@@ -1,13 +1,14 @@
 // One job: how far it is, its curves, its grids through time, what it said, and what came of it.
 import { call, events, explain, json } from "./api.js";
-import { chart } from "./chart.js";
-import { digest, facts, h, notice } from "./dom.js";
+import { beingRead, chart } from "./chart.js";
+import { digest, facts, field, h, notice, scroller, select } from "./dom.js";
 import { badge, nameOf, progressBar, ROUTE } from "./jobparts.js";
-import { clock, compact, duration, percent } from "./numbers.js";
+import { clock, compact, duration, measured, measureName, plural } from "./numbers.js";
 import { versions } from "./versions.js";
 
 const COLOURS = ["var(--accent)", "var(--stage-encode)", "var(--stage-decode)", "var(--stage-file)"];
 const LOG_LINES = 300, AGAIN_MS = 2_000;
+const PARTS = { head: "job-head", messages: "stack", progress: "stack", curves: "halves", end: "stack" };
 // Measures of quality, and in how many steps: `accuracy_4`.
 const QUALITY = /^(accuracy|frechet_distance|frechet|clip_score|clip_cosine|fid)(?:_(\d+))?$/;
 const LOSS = /^(?:loss_)?(generator|fake)$/;
@@ -15,7 +16,8 @@ const LOSS = /^(?:loss_)?(generator|fake)$/;
 export class JobView {
   constructor(id) {
     Object.assign(this, { path: `${ROUTE}/${encodeURIComponent(id)}`, control: new AbortController(), points: new Map(), lines: [], grids: [], last: "" });
-    for (const part of ["head", "messages", "progress", "curves", "end"]) this[part] = h("div", { class: part === "curves" ? "halves" : "stack" });
+    for (const [part, kind] of Object.entries(PARTS)) this[part] = h("div", { class: kind });
+    for (const event of ["focusout", "pointerleave"]) this.curves.addEventListener(event, () => this.#curves());
     this.log = h("ol", { class: "log mono", tabindex: 0, "aria-label": "Log" });
     this.grid = new Grids();
     this.root = h("div", { class: "page" }, this.head, this.messages, this.progress, this.end, this.curves, this.grid.root,
@@ -89,13 +91,21 @@ export class JobView {
 
   #draw() {
     const { job } = this, { progress } = job;
-    this.head.replaceChildren(h("header", { class: "row" }, h("h1", {}, nameOf(job)), badge(job), h("span", { class: "row push" }, this.#actions())),
-      h("p", { class: "quiet small" }, `${job.id}, from ${job.model} on ${job.training_file}. `, h("a", { href: "#/jobs" }, "All jobs")));
+    const state = `${job.status}, ${job.requested}`;
+    if (state !== this.state) this.#state();
+    this.state = state;
     this.progress.replaceChildren(h("section", { class: "sheet stack" }, progressBar(progress.percent ?? 0, job.status), facts([
       ["Stage", job.status === "running" ? progress.stage : ""], ["Iteration", progress.iterations ? `${progress.iteration} of ${progress.iterations}` : ""],
       ["Images", progress.images ? compact(progress.images) : ""], ["Rate", progress.images_per_second ? `${compact(progress.images_per_second)} images a second` : ""],
       ["Left", job.status === "running" && progress.eta_seconds ? duration(progress.eta_seconds) : ""],
     ])));
+  }
+
+  // Drawn anew only when it is another: who has the focus on a button keeps it.
+  #state() {
+    const { job } = this;
+    this.head.replaceChildren(h("header", { class: "row" }, h("h1", {}, nameOf(job)), badge(job), h("span", { class: "row push" }, this.#actions())),
+      h("p", { class: "quiet small" }, `${job.id}, from ${job.model} on ${job.training_file}. `, h("a", { href: "#/jobs" }, "All jobs")));
     this.end.replaceChildren(...ending(job));
   }
 
@@ -113,16 +123,16 @@ export class JobView {
   }
 
   #curves() {
+    if (beingRead(this.curves)) return;
     const steps = [...this.points].sort(([one], [other]) => one - other);
     const line = (name, colour) => ({ name, colour, points: steps.filter(([, each]) => name in each).map(([step, each]) => [step, each[name]]) });
     const names = [...new Set(steps.flatMap(([, each]) => Object.keys(each)))].filter(name => QUALITY.test(name)).sort();
     const measures = Map.groupBy(names, name => name.match(QUALITY)[1]);
-    const written = name => (name === "accuracy" ? value => percent(value, 0) : compact);
-    const called = name => (name.match(QUALITY)[2] ? `${name.match(QUALITY)[2]} steps` : name).replace(/^1 steps/, "1 step");
-    const charts = [...measures].map(([measure, own]) => chart({ title: measure.replaceAll("_", " "), lines: own.map((name, index) => ({ ...line(name, COLOURS[index % 4]), name: called(name) })), ys: written(measure) }));
+    const called = name => (name.match(QUALITY)[2] ? plural(name.match(QUALITY)[2], "step") : name);
+    const charts = [...measures].map(([measure, own]) => chart({ title: measureName(measure), lines: own.map((name, index) => ({ ...line(name, COLOURS[index % 4]), name: called(name) })), ys: value => measured(measure, value, 0) }));
     this.curves.replaceChildren(
       sheet(chart({ title: "Losses", lines: [line("generator", COLOURS[0]), line("fake", COLOURS[1])], zero: false, empty: "No iteration yet" })),
-      ...(charts.length ? charts : [chart({ title: "quality", lines: [], empty: "Not measured yet" })]).map(sheet));
+      ...(charts.length ? charts : [chart({ title: "Quality", lines: [], empty: "Not measured yet" })]).map(sheet));
   }
 }
 
@@ -131,32 +141,40 @@ const sheet = content => h("div", { class: "sheet" }, content);
 function ending(job) {
   if (job.error) return [notice("bad", "It failed", job.error.message)];
   if (job.status !== "succeeded") return [];
-  const { verdict, published, reasons = [], bundle } = job.result;
+  const { verdict, published, reasons = [], bundle, version } = job.result;
   const parts = [notice(published ? "good" : "warn", published ? `Served as ${job.publish.model}` : "Not served", reasons.join("; "))];
   if (verdict) parts.push(h("section", { class: "sheet" }, h("h2", {}, verdict.passed ? "The gate holds" : "The gate does not hold"), checks(verdict.checks ?? [])));
-  if (bundle) parts.push(h("section", { class: "sheet" }, h("h2", {}, "Kept"), facts([["Bundle", digest(bundle.bundle_digest)], ["At", bundle.url]]), job.publish ? null : publisher(job)));
-  if (job.publish) parts.push(h("section", { class: "sheet" }, versions(job.publish.model, () => {})));
+  if (bundle) parts.push(h("section", { class: "sheet" }, h("h2", {}, "Student"), facts([
+    ["Version", version ? h("a", { href: "#/models" }, version.id) : ""], ["Bundle", digest(bundle.bundle_digest)],
+    ["Kept at", /^(?!file:)\w+:\/\//.test(bundle.url) ? bundle.url : ""], // a folder of the server is of no use to who reads this
+  ]), published ? null : publisher(job)));
+  if (job.publish) parts.push(versions(job.publish.model, () => {}, "sheet"));
   return parts;
 }
 
 function checks(list) {
-  return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["Measure", "Steps", "Value", "Bound", "Holds"].map(name => h("th", { scope: "col" }, name)))),
-    h("tbody", {}, list.map(each => h("tr", {}, h("th", { scope: "row" }, each.measure.replaceAll("_", " ")), h("td", {}, each.steps ?? "–"), h("td", {}, compact(each.value)), h("td", {}, compact(each.bound)),
+  return scroller("What the gate measured", h("table", {}, h("thead", {}, h("tr", {}, ["Measure", "Steps", "Value", "Bound", "Holds"].map(name => h("th", { scope: "col" }, name)))),
+    h("tbody", {}, list.map(each => h("tr", {}, h("th", { scope: "row" }, measureName(each.measure)), h("td", {}, each.steps ?? "–"), h("td", {}, measured(each.measure, each.value)), h("td", {}, measured(each.measure, each.bound)),
       h("td", {}, h("span", { class: `badge ${each.holds ? "good" : "bad"}` }, each.holds ? "yes" : "no")))))));
 }
 
-// A student that was not to be served can be, under a name that is given now.
+// A student that is not served can be, under a name that is given now.
 function publisher(job) {
-  const name = h("input", { required: true, pattern: "[A-Za-z0-9][A-Za-z0-9_.\\-]{0,63}", "aria-label": "Name to serve it as", placeholder: "name" }), said = h("div");
-  return h("form", { class: "row", onsubmit: async event => {
+  const said = h("div");
+  const form = h("form", { class: "row publisher", onsubmit: async event => {
     event.preventDefault();
+    const { model, share } = form.elements, body = { bundle: job.result.bundle.bundle_digest, share: Number(share.value), reason: `job ${job.id}` };
     try {
-      const version = await json(`/v1/models/${encodeURIComponent(name.value)}/versions`, { method: "POST", body: { bundle: job.result.bundle.bundle_digest, reason: `job ${job.id}` } });
-      said.replaceChildren(notice("good", `Served as ${version.id}`, ""));
+      const version = await json(`/v1/models/${encodeURIComponent(model.value)}/versions`, { method: "POST", body });
+      said.replaceChildren(notice("good", `${version.id} is ${version.state}`, ""));
     } catch (error) {
       said.replaceChildren(notice("bad", ...explain(error)));
     }
-  } }, name, h("button", { type: "submit" }, "Publish"), said);
+  } },
+    field("Serve it as", h("input", { name: "model", required: true, pattern: "[A-Za-z0-9][A-Za-z0-9_.\\-]{0,63}", value: job.publish?.model ?? nameOf(job) })),
+    field("With", select("share", [[1, "all requests"], [0.1, "a tenth of the requests, on trial"]], 1)),
+    h("button", { type: "submit" }, "Publish"));
+  return h("div", { class: "stack" }, form, said);
 }
 
 // What the student drew at each checkpoint, as a slider through time.

@@ -31,8 +31,18 @@ class Jobs {
     this.view = null;
   }
 
-  #form() {
-    this.root.replaceChildren(head("New job", "A teacher in, a student in few steps out."), new JobForm(job => { location.hash = `#/jobs/${job.id}`; }).root);
+  async #form() {
+    const body = h("div", { class: "stack" });
+    this.root.replaceChildren(head("New job", "A teacher in, a student in few steps out."), body);
+    try { // what was filled in is still there for who comes back to it
+      this.form ??= new JobForm((await json("/v1/distillation/teachers")).data, job => {
+        this.form = null;
+        location.hash = `#/jobs/${job.id}`;
+      });
+      body.replaceChildren(this.form.root);
+    } catch (error) {
+      body.replaceChildren(error.status === 404 ? absent() : notice("bad", ...explain(error)));
+    }
   }
 
   #job(id) {
@@ -48,7 +58,9 @@ class Jobs {
       try {
         const { data } = await json(`${ROUTE}?limit=50`);
         this.root.querySelector("a.button")?.removeAttribute("hidden");
+        const held = document.activeElement?.closest(".job-entry")?.hash;
         body.replaceChildren(data.length ? h("ul", { class: "job-list" }, data.map(entry)) : h("p", { class: "empty sheet" }, "No job yet. A first one, on the shapes world, takes minutes."));
+        if (held) body.querySelector(`[href="${held}"]`)?.focus();
       } catch (error) {
         if (error.status === 404) clearInterval(this.timer);
         body.replaceChildren(error.status === 404 ? absent() : notice("bad", ...explain(error)));

@@ -1,30 +1,38 @@
-// Numbers for people, and JSON whose seeds are too large for a JavaScript number.
+// Numbers for people, in one piece on every line; and JSON whose seeds are too large for a JavaScript number.
 export function duration(seconds) {
   if (seconds === undefined || seconds === null || !Number.isFinite(seconds)) return "–";
-  if (seconds === 0) return "0 ms";
-  if (seconds < 1) return `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
-  if (seconds < 90) return `${seconds.toFixed(seconds < 10 ? 2 : 0)} s`;
+  if (seconds < 5e-5) return "0\u00a0ms";
+  if (seconds < 1) return `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)}\u00a0ms`;
+  if (seconds < 90) return `${seconds.toFixed(seconds < 10 ? 2 : 0)}\u00a0s`;
   const minutes = Math.round(seconds / 60);
-  return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  return minutes < 90 ? `${minutes}\u00a0min` : `${Math.floor(minutes / 60)}\u00a0h ${minutes % 60}\u00a0min`;
 }
 
 export function bytes(count) {
   if (!Number.isFinite(count)) return "–";
   for (const unit of ["B", "kB", "MB", "GB"]) {
-    if (count < 1000 || unit === "GB") return `${count.toFixed(count < 10 && unit !== "B" ? 1 : 0)} ${unit}`;
+    if (count < 1000 || unit === "GB") return `${count.toFixed(count < 10 && unit !== "B" ? 1 : 0)}\u00a0${unit}`;
     count /= 1000;
   }
 }
 
+export const plural = (count, word) => `${count} ${word}${Number(count) === 1 ? "" : "s"}`;
+
 export function percent(share, digits = 1) {
-  return Number.isFinite(share) ? `${(100 * share).toFixed(digits)} %` : "–";
+  return Number.isFinite(share) ? `${(100 * share).toFixed(digits)}\u00a0%` : "–";
 }
 
 export function compact(value) {
   if (!Number.isFinite(value)) return "–";
-  if (value !== 0 && Math.abs(value) < 0.01) return value.toExponential(1);
-  return Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+  const text = value !== 0 && Math.abs(value) < 0.01 ? value.toExponential(1) : Math.abs(value) >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+  return text.replace("-", "−");
 }
+
+const MEASURES = { frechet: "Fréchet distance", frechet_distance: "Fréchet distance", clip_score: "CLIP score", clip_cosine: "CLIP cosine", fid: "FID", psnr_db: "PSNR, dB" };
+
+// A measure of quality by its name, and a value of it.
+export const measureName = name => MEASURES[name] ?? (name[0].toUpperCase() + name.slice(1)).replaceAll("_", " ");
+export const measured = (name, value, digits = 1) => (name === "accuracy" ? percent(value, digits) : compact(value));
 
 // The time of today, and the day of any other.
 export function clock(seconds) {

@@ -1,12 +1,12 @@
 // The playground: a form on one side, the pictures of a run on the other, what was drawn before below.
 import { explain, GoneError, json, storedKey } from "./api.js";
-import { Board, plural } from "./board.js";
+import { Board } from "./board.js";
 import { Composer } from "./composer.js";
 import { onState } from "./connection.js";
 import { announce, h, notice } from "./dom.js";
 import { generate, patiently } from "./generate.js";
 import { keep } from "./history.js";
-import { duration, randomSeed } from "./numbers.js";
+import { duration, plural, randomSeed } from "./numbers.js";
 import { settingsOf } from "./provenance.js";
 import { Shelf } from "./shelf.js";
 import { snippets } from "./snippets.js";
@@ -27,7 +27,7 @@ class Playground {
     this.root = h("div", { class: "playground" }, this.composer.root,
       h("div", { class: "desk" }, this.messages, this.canvas, this.code, this.shelf.root));
     this.#acceptDrops();
-    this.shelf.refresh().catch(error => this.say("warn", "No history here", `This browser does not keep one (${error?.message ?? "no database"}).`));
+    this.shelf.refresh().catch(error => this.say("warn", "No history here", `This browser does not keep one (${reason(error)}).`));
     onState((state, before) => this.#connection(state, before));
   }
 
@@ -88,7 +88,7 @@ class Playground {
     const count = run.columns.reduce((sum, column) => sum + column.pictures.length, 0);
     const seconds = run.columns.reduce((sum, column) => sum + column.seconds, 0);
     announce(`${plural(count, "picture")} drawn in ${duration(seconds)}`);
-    keep(run).then(() => this.shelf.refresh()).catch(error => this.say("warn", "Not kept in the history", error?.message ?? "The browser refused."));
+    keep(run).then(() => this.shelf.refresh()).catch(error => this.say("warn", "Not kept in the history", `The browser refuses: ${reason(error)}.`));
   }
 
   #present(run) {
@@ -157,6 +157,8 @@ class Playground {
     });
   }
 }
+
+const reason = error => error?.message || error?.name || "no database";
 
 // A version is drawn again beside the other one; everything else alone.
 const ofOne = ({ compare }, variant) => (compare === "versions" ? {} : { compare: "", model: variant.model });

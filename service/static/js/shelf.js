@@ -1,7 +1,7 @@
 // The history as a strip of thumbnails.
 import { h } from "./dom.js";
-import { plural } from "./board.js";
 import { clear, runs } from "./history.js";
+import { plural } from "./numbers.js";
 
 export class Shelf {
   // `onOpen(run)` is called when a run is to be shown again.
@@ -21,13 +21,13 @@ export class Shelf {
   }
 
   #entry(run) {
-    const pictures = run.columns.flatMap(column => column.pictures).filter(Boolean).slice(0, 4);
-    const urls = pictures.map(picture => URL.createObjectURL(picture.blob));
+    const pictures = run.columns.flatMap(column => column.pictures).filter(Boolean);
+    const urls = pictures.slice(0, 4).map(picture => URL.createObjectURL(picture.blob));
     this.urls.push(...urls);
     const steps = run.columns.map(column => column.steps);
     const label = `${run.settings.prompt}, ${plural(pictures.length, "picture")}, ${[...new Set(steps)].join(", ")} steps, seed ${run.settings.seed}`;
     return h("li", {}, h("button", { type: "button", class: "thumb", title: label, "aria-label": label, onclick: () => this.onOpen(run) },
       h("span", { class: `mosaic of-${urls.length}` }, urls.map(src => h("img", { src, alt: "", class: parseInt(run.columns[0].size) < 256 ? "pixels" : "" }))),
-      h("span", { class: "thumb-text" }, run.settings.prompt)));
+      h("span", { class: "thumb-text", dir: "auto" }, run.settings.prompt)));
   }
 }

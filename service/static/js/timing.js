@@ -14,9 +14,10 @@ export function timeBar(timing) {
     parts.map(([stage, ms]) => h("i", { style: { ...colour(stage), "flex-grow": String(ms) } })));
 }
 
+// Without a `timing`, the names alone.
 export function timeLegend(timing) {
   return h("ul", { class: "legend" }, STAGES.map(stage => h("li", {},
-    h("i", { style: colour(stage), "aria-hidden": "true" }), stage, h("b", { class: "number" }, duration((timing?.[stage] ?? 0) / 1000)))));
+    h("i", { style: colour(stage), "aria-hidden": "true" }), stage, timing ? h("b", { class: "number" }, duration((timing[stage] ?? 0) / 1000)) : null)));
 }
 
 // Of several pictures that shared the way: the one that took longest.

@@ -6,8 +6,8 @@ import { clock, percent } from "./numbers.js";
 const KINDS = { serving: "good", canary: "accent", previous: "", retired: "" };
 
 // `changed()` is called when another version serves. Nothing is shown where the server keeps no versions.
-export function versions(id, changed) {
-  const root = h("section", { hidden: true, "aria-label": `Versions of ${id}` });
+export function versions(id, changed, kind = "") {
+  const root = h("section", { class: `versions ${kind}`, hidden: true, "aria-label": `Versions of ${id}` });
   fill(root, id, changed);
   return root;
 }
@@ -28,7 +28,8 @@ function actions(root, id, data, changed) {
   const act = async verb => {
     try {
       await call(`/v1/models/${encodeURIComponent(id)}/${verb}`, { method: "POST" });
-      announce(`${verb} done`);
+      await fill(root, id, changed);
+      announce({ promote: "The canary serves all requests", rollback: "The version before serves again" }[verb]);
       changed();
     } catch (error) {
       root.prepend(notice("bad", ...explain(error)));

@@ -1,7 +1,7 @@
 // One picture, large, with all that is known of it.
 import { digest, facts, h } from "./dom.js";
-import { bytes, duration } from "./numbers.js";
-import { fileName, plural } from "./board.js";
+import { fileName } from "./board.js";
+import { bytes, duration, plural } from "./numbers.js";
 import { timeBar, timeLegend } from "./timing.js";
 
 // `places` are the [column, index] of all pictures of the run, through which the arrows go.
@@ -27,7 +27,7 @@ export function openViewer(run, column, index, { bundleOf, onUse }) {
     stage.replaceChildren(
       h("img", { src: url, alt: run.settings.prompt, class: parseInt(picture.size) < 256 ? "pixels" : "" }),
       h("div", { class: "viewer-side" },
-        h("p", { class: "prompt" }, run.settings.prompt), list, timeBar(picture.timing), timeLegend(picture.timing),
+        h("p", { class: "prompt", dir: "auto" }, run.settings.prompt), list, timeBar(picture.timing), timeLegend(picture.timing),
         h("div", { class: "row" },
           h("a", { class: "button", href: url, download: fileName(picture) }, "Save"),
           h("button", { type: "button", onclick: () => { dialog.close(); onUse(variant, picture); } }, "Use these settings"),

@@ -27,6 +27,7 @@ from ..running import Running, run_server, wait_until
 
 FOREVER = 1000.0
 JOBS = "/v1/distillation/jobs"
+TEACHERS = "/v1/distillation/teachers"
 
 
 @dataclass
@@ -156,6 +157,15 @@ def test_lists_have_pages_and_filters(office: Office) -> None:
         jobs.list(after="ftjob-none")
     for query in ("limit=0", "limit=101", "limit=x", 'metadata[a"b]=c', "metadata[a]=%00"):
         assert office.running.client.get(f"{JOBS}?{query}").status_code == 400, query
+
+
+def test_teachers_are_listed_with_what_a_job_of_each_would_do(office: Office) -> None:
+    listed = office.running.client.get(TEACHERS).json()
+    assert listed["object"] == "list"
+    recipes = {each["id"]: each["recipe"] for each in listed["data"]}
+    assert (recipes["shapes-sana"]["iterations"], recipes["shapes-sd3"]["iterations"]) == (360, 480)
+    sent = {key: value for key, value in recipes["shapes-sana"].items() if value is not None}
+    assert office.post(method={"type": "sid", "sid": sent}).status_code == 200
 
 
 def test_a_full_queue_refuses(office: Office) -> None:
@@ -326,6 +336,11 @@ def test_only_keys_that_may_run_jobs_do(settings: Settings, tmp_path: Path) -> N
         assert client(admin).fine_tuning.jobs.retrieve(job.id).status == "queued"
         with pytest.raises(openai.PermissionDeniedError):
             client(plain).fine_tuning.jobs.retrieve(job.id)
+        asked = [
+            running.client.get(TEACHERS, headers={"Authorization": f"Bearer {key}"})
+            for key in (plain, worker)
+        ]
+        assert [answer.status_code for answer in asked] == [403, 200]
         own = client(plain).files.create(file=b"{}", purpose="batch")
         assert [file.id for file in client(plain).files.list()] == [own.id]
         assert list(client(other).files.list()) == []

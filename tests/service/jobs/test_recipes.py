@@ -44,6 +44,20 @@ def test_without_a_name_it_is_the_teachers_first_or_the_published_run() -> None:
         RECIPES.resolve("lab/mine", {"recipe": "shapes-sana"})
 
 
+def test_each_teacher_is_offered_with_the_recipe_that_its_job_has() -> None:
+    for teacher, recipe in RECIPES.offered().items():
+        made = Recipe.model_validate({"teacher": teacher, **RECIPES.resolve(teacher, {})})
+        assert Recipe.model_validate({"teacher": teacher, **recipe}) == made
+    assert list(RECIPES.offered()) == ["shapes-sana", "shapes-sd3", "shapes-flux"]
+
+
+def test_a_pattern_offers_the_shipped_teachers_that_fit_it() -> None:
+    offered = Recipes(["mine", "stabilityai/*"], []).offered()
+    assert next(iter(offered)) == "mine"
+    assert {name.split("/")[0] for name in list(offered)[1:]} == {"stabilityai"}
+    assert offered["mine"]["iterations"] == Recipe(teacher="mine").iterations
+
+
 def test_sections_are_merged_but_for_those_named_anew() -> None:
     base = {"guidance": {"teacher": 1.5, "fake_inner": 1}, "batch": 4}
     assert merge(base, {"guidance": {"teacher": 2}})["guidance"] == {"teacher": 2, "fake_inner": 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -236,6 +237,23 @@ def test_a_store_that_goes_away_for_a_while_does_not_stop_the_job(tmp_path: Path
         assert ended(desk).status == "succeeded"
     assert starts(plan) == 1
     assert "quality at iteration 30" in [message for _, message, _ in desk.said]
+
+
+def test_a_store_that_is_gone_is_told_once_and_so_is_its_return(caplog: pytest.LogCaptureFixture) -> None:
+    """It is asked at every poll."""
+    desk = PaperDesk()
+
+    def told() -> list[str]:
+        return [record.levelname for record in caplog.records if record.name == "service.jobs.runner"]
+
+    with caplog.at_level("INFO"), running(desk):
+        for outage in (1, 2):
+            desk.gone = True
+            wait_until(lambda: told().count("WARNING") == outage, WAIT)  # noqa: B023
+            time.sleep(10 * LIMITS.poll_seconds)
+            desk.gone = False
+            wait_until(lambda: told().count("INFO") == outage, WAIT)  # noqa: B023
+    assert told() == ["WARNING", "INFO"] * 2
 
 
 def test_a_job_that_another_runner_has_taken_is_let_go(tmp_path: Path) -> None:

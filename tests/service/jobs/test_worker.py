@@ -90,6 +90,22 @@ def test_a_worker_with_a_key_that_will_not_do_says_so_and_ends(
     assert plain not in line
 
 
+def test_a_worker_that_cannot_write_says_so_and_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "jobs").write_text("a file")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    level = logging.getLogger().level
+    try:
+        assert main(["worker", "--jobs-server", "http://127.0.0.1:9", "--data-dir", str(tmp_path)]) == 2
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers):
+            signal.signal(number, handler)
+        logging.getLogger().setLevel(level)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"cannot keep jobs in {tmp_path / 'jobs'}: File exists; set FEWSTEP_DATA_DIR" in line
+
+
 def worker(data: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fewstep", "worker", "--data-dir", str(data), *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,5 +1,24 @@
-// The OpenAPI description, as a page.
-import { h } from "./dom.js";
+// The OpenAPI description, as a view.
+import { explain, json } from "./api.js";
+import { h, notice } from "./dom.js";
+
+export async function create() {
+  const routes = h("section", { class: "routes", "aria-label": "Routes" });
+  const root = h("div", { class: "page" },
+    h("header", {}, h("h1", {}, "API"), h("p", {}, "From ", h("a", { href: "/openapi.json" }, "openapi.json"), "; any OpenAPI tool reads it.")), routes);
+  return { root, show: () => fill(routes) };
+}
+
+async function fill(routes) {
+  if (routes.querySelector("details")) return;
+  try {
+    const api = await json("/openapi.json");
+    routes.replaceChildren(...Object.entries(api.paths).flatMap(([path, methods]) =>
+      Object.entries(methods).map(([method, operation]) => route(api, path, method, operation))));
+  } catch (error) {
+    routes.replaceChildren(notice("bad", ...explain(error)));
+  }
+}
 
 function typeOf(schema) {
   if (schema.$ref) return schema.$ref.split("/").at(-1);
@@ -7,9 +26,12 @@ function typeOf(schema) {
   if (schema.const !== undefined) return JSON.stringify(schema.const);
   if (schema.enum) return schema.enum.join(" | ");
   if (schema.type === "array") return `list of ${typeOf(schema.items)}`;
-  const range = schema.maximum !== undefined ? ` ${schema.minimum ?? ""}…${schema.maximum}` : "";
+  const range = schema.maximum !== undefined ? ` ${schema.minimum ?? ""}…${bound(schema.maximum)}` : "";
   return (schema.type || "any") + range;
 }
+
+// OpenAPI writes bounds as floats: the last digits of a large one are not to be trusted.
+const bound = value => (value > Number.MAX_SAFE_INTEGER ? `2^${Math.round(Math.log2(value))} − 1` : value);
 
 function table(api, schema) {
   const named = api.components.schemas[typeOf(schema)] || schema;
@@ -25,7 +47,7 @@ function contentOf(part) {
 }
 
 function route(api, path, method, operation) {
-  const entry = h("details", { open: method === "post" },
+  const entry = h("details", { open: path === "/v1/images/generations" },
     h("summary", {}, h("b", {}, method.toUpperCase()), path),
     h("p", {}, operation.description || operation.summary));
   const request = contentOf(operation.requestBody);
@@ -36,9 +58,3 @@ function route(api, path, method, operation) {
   }
   return entry;
 }
-
-fetch("/openapi.json").then(response => response.json()).then(api => {
-  const entries = Object.entries(api.paths).flatMap(([path, methods]) =>
-    Object.entries(methods).map(([method, operation]) => route(api, path, method, operation)));
-  document.getElementById("routes").replaceChildren(...entries);
-});
