@@ -25,8 +25,8 @@ SPEED_WEIGHT = 0.3
 SPEED_SECONDS = 0.5
 """Shortest busy time from which the speed is taken."""
 SPEEDS = (0.25, 8.0)
-TRIAL_SECONDS, TRIAL_FACTOR = 1.0, 4.0
-"""An idle server that has drawn nothing for so long tries what it predicts to be up to so many times too slow."""
+TRIAL_SECONDS = 1.0
+"""An idle server that has drawn nothing for so long tries what it once could do, whatever it predicts by now."""
 FRESH_SECONDS = 0.02
 """For so long a price is good, as a batch changes it by little and requests may come by the hundred."""
 
@@ -125,10 +125,10 @@ class Admission:
             self._refuse_late(new, late, now)
 
     def _worth_a_trial(self, new: Sequence[Image], now: float) -> bool:
-        """What is refused teaches nothing: figures of a time when the machine was slow, at the start or later,
-        would refuse everything for good if nothing was ever tried against them."""
+        """What is refused teaches nothing: figures of a time when the machine was slow would refuse everything
+        for good if nothing was ever tried against them."""
         stale = now - self._drew >= TRIAL_SECONDS
-        return stale and self._alone(new) <= TRIAL_FACTOR * (new[0].deadline - now)
+        return stale and all(now + self._at_best(image, len(new)) <= image.deadline for image in new)
 
     def choose_steps(
         self, inside: Collection[Image], new: Sequence[Image], choices: Sequence[int], now: float
@@ -194,16 +194,25 @@ class Admission:
     def _rates(self, size: Size, together: int | None) -> _Rates:
         """What each phase takes for an image in the best batch, or for the whole batch that an image is in
         when so many are inside."""
-        groups = {"encode": False, "denoise": size, "decode": size, "file": size}
         return _Rates(*(
             self._latency.per_image(stage, group) if together is None
             else self._of_batch(stage, group, together)
-            for stage, group in groups.items()
+            for stage, group in _groups(size).items()
         ))  # fmt: skip
 
     def _of_batch(self, stage: str, group: Hashable, together: int) -> float:
-        batch = self._latency.best_batch(stage, group, self._sizes, together)
-        return self._latency.seconds(stage, group, batch) or 0.0
+        return self._latency.seconds(stage, group, self._batch(stage, group, together)) or 0.0
+
+    def _batch(self, stage: str, group: Hashable, together: int) -> int:
+        return self._latency.best_batch(stage, group, self._sizes, together)
+
+    def _at_best(self, image: Image, together: int) -> float:
+        """Seconds of the image on an idle server at the best of times."""
+        stages = {
+            stage: self._latency.at_best(stage, group, self._batch(stage, group, together))
+            for stage, group in _groups(image.size).items()
+        }
+        return _Rates(**stages).cost(image, image.steps)
 
     def _backlog(self, images: Collection[Image]) -> float:
         """Seconds that all of it takes."""
@@ -259,6 +268,11 @@ def refusal(message: str, code: str, wait: float | None) -> ServiceError:
             "x-should-retry": "true",
         }
     return ServiceError(message, status=429, code=code, headers=headers)
+
+
+def _groups(size: Size) -> dict[str, Hashable]:
+    """By phase, what shares a batch: prompts of all sizes do."""
+    return {"encode": False, "denoise": size, "decode": size, "file": size}
 
 
 def _steps_left(image: Image) -> int:

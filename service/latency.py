@@ -23,6 +23,8 @@ class _Stage:
     pace: float = 1.0
     each: float = 0.0
     """Of `shape`, for an image in the batch that is best for throughput."""
+    lowest: float = 1.0
+    """Pace so far; the warm-up's is 1."""
 
 
 NOTHING = _Stage()
@@ -48,9 +50,8 @@ class LatencyModel:
         shape = usual * (1 + SHAPE_WEIGHT * (ratio / pace - 1)) if pace else usual
         # A new one, as other threads may be reading the old one.
         shapes = {**known.shape, batch: shape}
-        self._stages[stage, group] = _Stage(
-            shapes, pace, min(seconds / size for size, seconds in shapes.items())
-        )
+        each = min(seconds / size for size, seconds in shapes.items())
+        self._stages[stage, group] = _Stage(shapes, pace, each, min(pace, known.lowest))
 
     def seconds(self, stage: str, group: Hashable, batch: int) -> float | None:
         """Of a batch of `batch` images, or of the next larger size that was seen; None for none."""
@@ -58,6 +59,11 @@ class LatencyModel:
         sizes = known.shape
         fitting = min((size for size in sizes if size >= batch), default=max(sizes, default=0))
         return known.pace * sizes[fitting] if sizes else None
+
+    def at_best(self, stage: str, group: Hashable, batch: int) -> float:
+        """What `seconds` said at the best of times; 0 if never seen."""
+        known = self._stages.get((stage, group), NOTHING)
+        return (self.seconds(stage, group, batch) or 0.0) * known.lowest / known.pace
 
     def per_image(self, stage: str, group: Hashable) -> float:
         """Of one image at the batch size that is best for throughput; 0 if never seen."""
