@@ -58,9 +58,9 @@ def main() -> None:
         runtimes = dict(_runtimes(bundles, options.backends))
         if options.judge:
             print(_judged(runtimes, options.judge), end="\n\n")
-        if options.only != "whole":
+        if options.only in (None, "phases"):
             print(_phases(runtimes, options.rounds), end="\n\n")
-        if options.only != "phases":
+        if options.only in (None, "whole"):
             print(_whole(runtimes, options.rounds))
 
 
@@ -70,7 +70,7 @@ def _options() -> argparse.Namespace:
     command.add_argument("--prompts", default="shapes:train", help="to calibrate int8-qdq on")
     command.add_argument("--rounds", type=int, default=9)
     command.add_argument("--bundles", type=Path, metavar="FOLDER", help="where the exports are kept")
-    command.add_argument("--only", choices=["export", "phases", "whole"], help="do only this")
+    command.add_argument("--only", choices=["export", "judge", "phases", "whole"], help="do only this")
     command.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     command.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
     command.add_argument("--judge", type=int, metavar="IMAGES", help="also judge this many shapes pictures")

@@ -24,8 +24,10 @@ def download(repository: str) -> Path:
         DistillError: gated, missing, out of reach or of a foreign class; the message says what to do.
     """
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
     from httpx import HTTPError
 
+    logging.set_verbosity_error()  # it warns, in lines of its own, of what the error below says
     try:
         return Path(DiffusionPipeline.download(repository))
     except (OSError, ValueError, HTTPError) as error:

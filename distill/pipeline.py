@@ -157,7 +157,7 @@ def find_pipeline(name_or_path: str) -> Path:
         )
     if Path(name_or_path).is_dir():
         raise DistillError(f"{name_or_path} is not a diffusers pipeline folder: it has no model_index.json")
-    if hub.is_repository(name_or_path):
+    if hub.is_repository(name_or_path) and not Path(name_or_path).exists():
         return hub.download(name_or_path)
     shipped = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/model_index.json")))
     raise DistillError(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -204,9 +204,11 @@ class Bundle:
         graphs = (*self.manifest.graphs.values(), *self.manifest.fused.values())
         needed = [graph.file for graph in graphs]
         needed += [f"{one.tokenizer}/tokenizer.json" for one in text]
-        for problem in [f"graph {part} is missing" for part in PARTS if part not in self.manifest.graphs] + [
-            f"{file} has no digest" for file in needed if file not in self.manifest.files
-        ]:
+        for problem in (
+            *(f"graph {part} is missing" for part in PARTS if part not in self.manifest.graphs),
+            *(f"{file!r} leads out of the bundle" for file in self.manifest.files if leads_out(file)),
+            *(f"{file} has no digest" for file in needed if file not in self.manifest.files),
+        ):
             raise EngineError(f"{self.path / MANIFEST}: {problem}; export the student again")
         for failure in self.manifest.certificate.failures():
             raise EngineError(f"{self.path / MANIFEST}: certificate: {failure}; export the student again")
@@ -215,11 +217,17 @@ class Bundle:
         for name, expected in self.manifest.files.items():
             file = self.path / name
             if not file.is_file():
-                raise EngineError(f"bundle {self.path}: {name} is missing; export the student again")
+                raise EngineError(f"bundle {self.path}: {name} is missing; fetch or export it again")
             if sha256(file) != expected:
                 raise EngineError(
-                    f"bundle {self.path}: {name} does not match its digest; export the student again"
+                    f"bundle {self.path}: {name} does not match its digest; fetch or export it again"
                 )
+
+
+def leads_out(file: str) -> bool:
+    """Whether a manifest's path is of a file outside of its folder: the manifest may be anybody's."""
+    path = PurePosixPath(file)
+    return path.is_absolute() or ".." in path.parts or "\\" in file
 
 
 def sha256(path: Path) -> str:

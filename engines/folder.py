@@ -24,16 +24,16 @@ def check_target(path: Path) -> None:
     raise EngineError(f"{path} exists and is not a bundle: give a new folder, or one with a {MANIFEST}")
 
 
-def check_disk(path: Path, needed: int) -> None:
+def check_disk(path: Path, needed: int, what: str) -> None:
     """
     Raises:
-        EngineError: fewer than `needed` bytes are free where `path` is to be.
+        EngineError: fewer than `needed` bytes are free where `path` is to be, for `what`.
     """
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
         raise EngineError(
-            f"{path}: the export needs {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free"
+            f"{path}: not enough disk: {what} needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
         )
 
 
@@ -49,11 +49,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         sync(temporary)
-        _swap(temporary, path)
+        swap(temporary, path)
     except OSError as error:
-        raise EngineError(f"cannot write {path}: {error.strerror or error}") from error
+        raise EngineError(f"cannot write {path}: {_reason(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _reason(error: OSError) -> str:
+    """Of a copied folder the first file's: `shutil.Error` holds (source, target, reason) of each."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        return str(error.args[0][0][2])
+    return error.strerror or str(error)
 
 
 def sync(folder: Path) -> None:
@@ -66,7 +73,7 @@ def sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _swap(new: Path, path: Path) -> None:
+def swap(new: Path, path: Path) -> None:
     """Renames `new` to `path`; what was there is set aside, and comes back if that fails."""
     if not path.exists():
         new.rename(path)

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from .bundle import MANIFEST, SHIPPED, Bundle
 from .errors import EngineError
-from .folder import sync
+from .folder import swap, sync
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 ABANDONED_SECONDS = 24 * 3600
@@ -158,9 +158,9 @@ class Store:
             raise EngineError(f"the bundle is {found.digest}; {expected} was expected")
         name = check_name(name or found.manifest.name)
         path = self._object(found.digest)
-        if not (path / MANIFEST).is_file():
+        if not _holds(path):
             sync(staged)
-            staged.rename(path)
+            swap(staged, path)
         self._point(name, found.digest)
         return Bundle(path, found.manifest, found.digest)
 
@@ -226,6 +226,15 @@ def check_name(name: str) -> str:
     if (SHIPPED / name / MANIFEST).is_file():
         raise EngineError(f"name {name!r} is that of a shipped bundle: choose another with --name")
     return name
+
+
+def _holds(path: Path) -> bool:
+    """Whether a bundle that is here already is whole; else it makes room for the one that comes."""
+    try:
+        Bundle.load(path)
+    except EngineError:
+        return False
+    return True
 
 
 def _size(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -12,12 +13,13 @@ from typing import Any
 
 import fsspec
 
-from .bundle import MANIFEST, Bundle
+from .bundle import MANIFEST, Bundle, leads_out, sha256
 from .errors import EngineError
-from .store import Store
+from .store import Store, check_name
 
 HUB = "hf://"
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Say = Callable[[str], None]
 
@@ -34,12 +36,14 @@ def push(bundle: Bundle, where: str, say: Say = print) -> None:
         say: Is told of each file.
 
     Raises:
-        EngineError: the place cannot be written, or a file has another length there.
+        EngineError: the place cannot be written, holds something else, or a file has another length there.
     """
     with _reaching(where):
         system, root = _place(where)
         if where_is_hub(where):
             _make_repository(where)
+        elif others := _others(system, root, bundle):
+            raise EngineError(f"{where} is not a bundle, it has {others[0]}: give a new place")
         if system.exists(f"{root}/{MANIFEST}"):
             system.rm(f"{root}/{MANIFEST}")
         for name in (*bundle.manifest.files, MANIFEST):
@@ -60,7 +64,7 @@ def pull(
         EngineError: there is none, a file does not match its digest, the bundle is not the `expected`
             one, or the name cannot be used. The store is as it was then.
     """
-    return store.receive(lambda folder: _fetch(where, folder, expected, say), name, expected)
+    return store.receive(lambda folder: _fetch(where, folder, name, expected, say), name, expected)
 
 
 def where_is_hub(where: str) -> bool:
@@ -68,34 +72,50 @@ def where_is_hub(where: str) -> bool:
     return REPOSITORY.fullmatch(where) is not None and not Path(where).exists()
 
 
-def _fetch(where: str, folder: Path, expected: str | None, say: Say) -> None:
+def _fetch(where: str, folder: Path, name: str | None, expected: str | None, say: Say) -> None:
     """The manifest first: it says what else there is, and whether it is the one wanted."""
     with _reaching(where):
         system, root = _place(where)
-        if not system.exists(f"{root}/{MANIFEST}"):
-            raise EngineError(f"{where} is not a bundle: it has no {MANIFEST}")
-        content = system.cat_file(f"{root}/{MANIFEST}")
+        try:
+            content = system.cat_file(f"{root}/{MANIFEST}")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise EngineError(f"{where} is not a bundle: it has no {MANIFEST}") from error
         digest = "sha256:" + hashlib.sha256(content).hexdigest()
         if expected is not None and digest != expected:
             raise EngineError(f"{where} is {digest}; {expected} was expected")
         (folder / MANIFEST).write_bytes(content)
-        for file in _files(where, content):
+        files, own = _listed(where, content)
+        check_name(own if name is None else name)
+        for file, known in files.items():
             say(f"fetching {file}")
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            system.get_file(f"{root}/{file}", str(folder / file))
+            try:
+                system.get_file(f"{root}/{file}", str(folder / file))
+            except FileNotFoundError as error:
+                raise EngineError(f"{where}: {file} is missing there; push the bundle again") from error
+            if sha256(folder / file) != known:
+                raise EngineError(f"{where}: {file} does not match its digest there; push the bundle again")
 
 
-def _files(where: str, manifest: bytes) -> list[str]:
-    """The manifest may be anybody's: a path that leads out of the bundle is refused."""
+def _listed(where: str, manifest: bytes) -> tuple[dict[str, str], str]:
+    """The digests of the bundle's files, and its name."""
     try:
-        files = list(json.loads(manifest)["files"])
+        content = json.loads(manifest)
+        files, name = dict(content["files"]), str(content["name"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EngineError(f"{where}/{MANIFEST} is no manifest of a bundle") from error
-    for file in files:
-        path = PurePosixPath(file)
-        if path.is_absolute() or ".." in path.parts or "\\" in file:
-            raise EngineError(f"{where}/{MANIFEST}: {file!r} leads out of the bundle")
-    return files
+    for file in filter(leads_out, files):
+        raise EngineError(f"{where}/{MANIFEST}: {file!r} leads out of the bundle")
+    return files, name
+
+
+def _others(system: Any, root: str, bundle: Bundle) -> list[str]:
+    """What lies at a place that is no bundle, and is not from a push of this one that was cut off."""
+    if system.exists(f"{root}/{MANIFEST}") or not system.isdir(root):
+        return []
+    there = sorted(str(path).rstrip("/").rpartition("/")[2] for path in system.ls(root, detail=False))
+    own = {PurePosixPath(file).parts[0] for file in bundle.manifest.files}
+    return [name for name in there if name and name not in own]
 
 
 def _place(where: str) -> tuple[Any, str]:
@@ -119,5 +139,10 @@ def _reaching(where: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise EngineError(f"{where}: {error}; install it with pip") from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise EngineError(f"cannot reach {where}: {error.strerror or error}") from error
+        file = error.filename2 or error.filename or where
+        raise EngineError(f"cannot write {file}: {error.strerror}") from error
     except Exception as error:
         raise EngineError(f"cannot reach {where}: {error or type(error).__name__}") from error

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 from engines.errors import EngineError
 
+from .commands import ending_cleanly
+
 if TYPE_CHECKING:
     from engines.store import Entry, Store
 
 
+@ending_cleanly()
 def add(options: argparse.Namespace) -> None:
     bundle = _store().add(_find(options.bundle), options.name)
     print(f"{options.name or bundle.manifest.name} {bundle.digest}")
@@ -52,7 +55,8 @@ def gc(options: argparse.Namespace) -> None:
     for entry in garbage:
         print(_line(entry))
     freed = sum(entry.size for entry in garbage) / 1e6
-    print(f"{len(garbage)} bundles, {freed:.1f} MB {'to be removed' if options.dry_run else 'removed'}")
+    count = f"{len(garbage)} bundle{'' if len(garbage) == 1 else 's'}"
+    print(f"{count}, {freed:.1f} MB {'to be removed' if options.dry_run else 'removed'}")
 
 
 def push(options: argparse.Namespace) -> None:
@@ -64,6 +68,7 @@ def push(options: argparse.Namespace) -> None:
     print(f"{options.where} {bundle.digest}")
 
 
+@ending_cleanly()
 def pull(options: argparse.Namespace) -> None:
     from engines.transfer import pull as fetch
 

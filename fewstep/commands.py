@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .evaluate import evaluate
 from .models import default_device, open_model
@@ -34,6 +37,23 @@ __all__ = [
 ]
 
 CALIBRATION_PROMPTS = 64
+
+
+@contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """Takes SIGTERM for Ctrl-C, so that a folder which is not whole yet is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # which alone may be told of signals
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}; nothing was kept")
 
 
 def distill(options: argparse.Namespace) -> None:
@@ -146,6 +166,7 @@ def _draw(options: argparse.Namespace) -> None:
     print(options.out)
 
 
+@ending_cleanly()
 def export(options: argparse.Namespace) -> None:
     from distill.pipeline import find_pipeline
     from distill.prompts import load_prompts
@@ -168,6 +189,7 @@ def export(options: argparse.Namespace) -> None:
     print(f"{bundle.path} {bundle.digest}")
 
 
+@ending_cleanly()
 def build(options: argparse.Namespace) -> None:
     from engines.store import find_bundle
     from engines.tensorrt.add import add_plans

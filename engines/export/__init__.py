@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +64,8 @@ def export_student(
     say(f"loading {student}")
     loaded = load_student(student)
     checked = loaded.check_sizes(tuple(sizes) if sizes else None)
-    check_disk(out, loaded.weight_bytes * (len(wanted) * (1 + torch) + 1))
+    _check_memory(checked, max(batch_sizes))
+    check_disk(out, loaded.weight_bytes * (len(wanted) * (1 + torch) + 1), "the export")
     wish = Wish(tuple(sorted(set(batch_sizes))), checked, tuple(prompts), fuse, torch, judge)
     with whole_folder(out) as folder:
         if precision == AUTO:
@@ -71,6 +73,21 @@ def export_student(
         else:
             make_bundle(loaded, folder, wish, wanted[0], say)
     return Bundle.load(out)
+
+
+def _check_memory(sizes: Sequence[Size], count: int) -> None:
+    """Without its pictures no batch can be drawn, whatever the networks take.
+
+    Raises:
+        EngineError: a batch of `count` pictures in float32 is larger than this machine's memory.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for width, height in sizes:
+        if (needed := 12 * width * height * count) > memory:
+            raise EngineError(
+                f"size {width}x{height}: {count} pictures, the largest batch to certify, take"
+                f" {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB"
+            )
 
 
 def _precisions(name: str, min_psnr: float | None) -> list[Precision]:

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill.errors import DistillError
 from distill.families import Family, family_named
+from distill.spec import FILE_NAME as SPEC
 from distill.spec import GeneratorSpec
 
 from ..bundle import Size, sha256
@@ -43,6 +44,8 @@ class Student:
     Attributes:
         pipeline: Its tokenizers, and its networks when they are asked for.
         weight_bytes: Of all networks in float32, and so more than their graphs take on disk.
+        patch: Latent positions per token along each side.
+        positions: Tokens along each side for which the denoiser has embeddings; None if any number.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Student:
     quality: dict[str, Any] | None
     weight_bytes: int
     patch: int
+    positions: int | None
 
     @property
     def large(self) -> bool:
@@ -62,13 +66,19 @@ class Student:
         """The sizes to certify: the student's own if none are given.
 
         Raises:
-            EngineError: a side is not a multiple of what one patch covers.
+            EngineError: a side is not a multiple of what one patch covers, or longer than the denoiser's
+                table of positions.
         """
         multiple = self.spec.downsampling * self.patch
         for width, height in sizes or ():
             if min(width, height) < multiple or width % multiple or height % multiple:
                 raise EngineError(
                     f"size {width}x{height}: width and height have to be multiples of {multiple}"
+                )
+            if self.positions and max(width, height) > self.positions * multiple:
+                raise EngineError(
+                    f"size {width}x{height}: at most {self.positions * multiple} pixels a side, for which"
+                    " the denoiser has positions"
                 )
         return sizes or (self.spec.default_size,)
 
@@ -83,15 +93,23 @@ def load_student(folder: Path) -> Student:
         spec = GeneratorSpec.load(folder)
         family = family_named(spec.family)
     except DistillError as error:
-        raise EngineError(str(error)) from error
+        raise EngineError(f"{error}{_advice(folder)}") from error
     if not (folder / "model_index.json").is_file():
         raise EngineError(f"{folder} is not a student folder: it has no model_index.json")
     weight_bytes = _weight_bytes(folder)
     pipeline = Parts(folder, family, apart=weight_bytes >= LARGE)
-    patch = patch_of(family, _json(folder / "transformer" / "config.json"))
+    config = _json(folder / "transformer" / "config.json")
+    patch, positions = patch_of(family, config), config.get("pos_embed_max_size")
     quality = _json(folder / QUALITY) if (folder / QUALITY).is_file() else None
     name, digest = folder.resolve().name, _digest(folder)
-    return Student(name, spec, family, pipeline, digest, quality, weight_bytes, patch)
+    return Student(name, spec, family, pipeline, digest, quality, weight_bytes, patch, positions)
+
+
+def _advice(folder: Path) -> str:
+    """What to do with a pipeline that is no student."""
+    if (folder / SPEC).is_file() or not (folder / "model_index.json").is_file():
+        return ""
+    return "; make one of it with `fewstep distill`, or with `fewstep import` if it is a few-step model"
 
 
 class Parts:
@@ -131,6 +149,7 @@ def _load_pipeline(folder: Path, family: Family, networks: tuple[str, ...]) -> A
     """The pipeline with these networks alone."""
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # of image processors that no student uses
     absent = family.absent(_json(folder / "model_index.json"))
     absent |= {name: None for name in (*family.text_encoders, "transformer", "vae") if name not in networks}
     try:

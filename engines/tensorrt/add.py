@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from ..bundle import MANIFEST, Bundle
+from ..bundle import Bundle
 from ..errors import EngineError
-from ..folder import whole_folder
+from ..folder import check_disk, check_target, whole_folder
 from ..runtime.onnx import NOT_ON_CPU, OnnxNetworks
 from ..runtime.tensorrt import TensorRTRuntime
 from ..widen import open_widened
@@ -49,7 +49,7 @@ def add_plans(
     gpu = _gpu(kit)
     with _place(path, out) as folder:
         bundle = Bundle.load(folder)
-        check = partial(_check, bundle, kit) if _runs(bundle, kit, gpu, say) else None
+        check = partial(_check, bundle, kit) if _runs(bundle, kit, gpu, refittable, say) else None
         if refit_from is None:
             made = build_plans(bundle, kit, gpu, refittable=refittable, check=check, say=say)
         else:
@@ -76,8 +76,8 @@ def _gpu(kit: Kit) -> Gpu | None:
         return None
 
 
-def _runs(bundle: Bundle, kit: Kit, gpu: Gpu | None, say: Say) -> bool:
-    capabilities = target_of(kit, gpu, False, in_float8(bundle)).capabilities
+def _runs(bundle: Bundle, kit: Kit, gpu: Gpu | None, refittable: bool, say: Say) -> bool:
+    capabilities = target_of(kit, gpu, refittable, in_float8(bundle)).capabilities
     if gpu is not None and gpu.capability in capabilities:
         return True
     say(f"the plans are compiled and not run: {gpu.name if gpu else 'no GPU'} is here")
@@ -97,8 +97,8 @@ def _place(path: Path, out: Path | None) -> Iterator[Path]:
     if out is None:
         yield path
         return
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise EngineError(f"{out} exists and is not a bundle: give a new folder, or one with a {MANIFEST}")
+    check_target(out)
+    check_disk(out, sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), "the copy")
     with whole_folder(out) as temporary:
         shutil.copytree(path, temporary, dirs_exist_ok=True)
         yield temporary

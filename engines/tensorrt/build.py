@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from onnx import ModelProto
 
 from ..bundle import PARTS, Bundle, Graph, sha256
 from ..errors import EngineError
-from ..folder import whole_folder
+from ..folder import check_disk, whole_folder
 from .api import (
     IBuilder,
     IBuilderConfig,
@@ -52,17 +51,14 @@ Check = Callable[[PlanFolder], Plans]
 def target_of(kit: Kit, gpu: Gpu | None, refittable: bool, float8: bool = False) -> Target:
     """What plans of this kit are made for: this GPU, or with TensorRT-RTX several."""
     flags = ("STRONGLY_TYPED", *(("REFIT",) if refittable else ()))
-    if kit.rtx is not None or gpu is None:
-        names = FLOAT8_CAPABILITIES if float8 else PORTABLE_CAPABILITIES
-        dotted = tuple(f"{name[2:-1]}.{name[-1]}" for name in names)
-        return Target(
-            backend=kit.backend, version=kit.version, gpu=PORTABLE, capabilities=dotted, flags=flags
-        )
+    alone = gpu if kit.rtx is None or refittable else None  # what can be refitted, is for one GPU
+    names = FLOAT8_CAPABILITIES if float8 else PORTABLE_CAPABILITIES
+    several = tuple(f"{name[2:-1]}.{name[-1]}" for name in names)
     return Target(
         backend=kit.backend,
         version=kit.version,
-        gpu=gpu.name,
-        capabilities=(gpu.capability,),
+        gpu=alone.name if alone else PORTABLE,
+        capabilities=(alone.capability,) if alone else several,
         flags=flags,
     )
 
@@ -96,6 +92,8 @@ def build_plans(
     """
     if gpu is None and kit.rtx is None:
         raise EngineError(f"{kit.backend} builds for the GPU of the machine, and there is none here")
+    if gpu is None and refittable:
+        raise EngineError(f"{kit.backend} builds refittable plans where their GPU is, and there is none here")
     target = target_of(kit, gpu, refittable, in_float8(bundle))
     _check_room(bundle)
     folder = bundle.path / FOLDER / target.folder
@@ -168,7 +166,7 @@ def compile_graph(
         plan = builder.build_serialized_network(network, config)
     del parser  # the network refers to its weights until here
     if plan is None:
-        raise EngineError(f"{kit.backend} cannot build {file}: {kit.failure()}{_hint(target)}")
+        raise EngineError(f"{kit.backend} cannot build {file}: {kit.failure()}")
     return bytes(plan)
 
 
@@ -203,8 +201,10 @@ def _configure(kit: Kit, config: IBuilderConfig, target: Target) -> None:
         portable = cast(PortableConfig, config)
         portable.num_compute_capabilities = len(target.capabilities)
         for index, capability in enumerate(target.capabilities):
-            name = f"SM{capability.replace('.', '')}"
-            portable.set_compute_capability(getattr(kit.rtx.ComputeCapability, name), index)
+            known = getattr(kit.rtx.ComputeCapability, f"SM{capability.replace('.', '')}", None)
+            if known is None:
+                raise EngineError(f"{kit.backend} {kit.version} has no compute capability {capability}")
+            portable.set_compute_capability(known, index)
 
 
 @contextmanager
@@ -220,16 +220,6 @@ def _timing(kit: Kit, config: IBuilderConfig, target: Target) -> Iterator[None]:
     cache.write(bytes(config.get_timing_cache().serialize()))
 
 
-def _hint(target: Target) -> str:
-    return "; without --refittable it can be built where there is no GPU" if "REFIT" in target.flags else ""
-
-
 def _check_room(bundle: Bundle) -> None:
     files = [bundle.path / name for name in bundle.manifest.files]
-    needed = int(ROOM * sum(file.stat().st_size for file in files))
-    free = shutil.disk_usage(bundle.path).free
-    if free < needed:
-        raise EngineError(
-            f"not enough disk for plans of {bundle.path}: {needed / 2**20:.0f} MiB needed,"
-            f" {free / 2**20:.0f} MiB free"
-        )
+    check_disk(bundle.path, int(ROOM * sum(file.stat().st_size for file in files)), "building plans")

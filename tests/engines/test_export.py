@@ -188,7 +188,8 @@ def test_a_disk_without_room_is_noticed_before_anything_is_exported(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     message = refusal(student, tmp_path / "deep" / "out")
-    assert "the export needs 0.0 GB of disk and 0.0 GB are free" in message
+    assert "deep/out: not enough disk: the export needs" in message
+    assert message.endswith(" MB and 0 MB are free")
     assert not list(tmp_path.iterdir())
 
 

@@ -183,8 +183,17 @@ def test_verify_names_what_does_not_hold(
     assert "denoiser.onnx does not match its digest" in capsys.readouterr().out
     assert main(["bundle", "remove", "mine"]) == 0
     assert main(["bundle", "gc"]) == 0
-    assert "1 bundles" in capsys.readouterr().out
+    assert "1 bundle, " in capsys.readouterr().out
 
 
 def _copy(source: Path, folder: Path) -> None:
     shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def test_a_damaged_bundle_gives_way_to_a_whole_one(store: Store, bundle: Bundle) -> None:
+    file = store.add(bundle.path, "a").path / "decoder.onnx"
+    file.write_bytes(file.read_bytes()[:-3])
+    assert Bundle.load(store.add(bundle.path, "b").path).digest == bundle.digest
+    assert named(store) == {("a", "b"): bundle.digest}
+    assert len(list(store.folder.glob("objects/*"))) == 1
+    assert not list(store.folder.glob("objects/.*"))

@@ -34,7 +34,8 @@ PROMPTS = ["a red circle", ""]
 
 
 @pytest.fixture(scope="module")
-def small_limits() -> Any:
+def small_limits(bundle: Bundle) -> Any:
+    """For all that is exported from here on: the other bundle was made before."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "PROTOBUF_LIMIT", 0)
         patch.setattr(student, "LARGE", 0)
@@ -201,10 +202,27 @@ def test_the_disk_is_looked_at_before_a_network_is_loaded(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     monkeypatch.setattr(Parts, "_hold", lambda *_: pytest.fail("a network was loaded"))
-    with pytest.raises(EngineError, match="GB of disk"):
+    with pytest.raises(EngineError, match="not enough disk: the export needs"):
         export_student(student, tmp_path / "out", say=lambda line: None)
 
 
 def test_the_specification_is_kept_whole(streamed: Bundle, student: Path) -> None:
     assert GeneratorSpec.model_validate(streamed.manifest.spec) == GeneratorSpec.load(student)
     assert json.loads((streamed.path / "bundle.json").read_text())["quality"] == {"prompt_accuracy": 0.5}
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_weights_beside_a_graph_are_vouched_for_like_it(
+    streamed: Bundle, tmp_path: Path, damage: str
+) -> None:
+    copy = Path(shutil.copytree(streamed.path, tmp_path / "copy"))
+    file = copy / "denoiser.onnx.data"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content if damage == "changed" else content[:-100])
+    said = "is missing" if damage == "missing" else "does not match its digest"
+    with pytest.raises(EngineError, match=rf"denoiser\.onnx\.data {said}; fetch or export it again"):
+        Bundle.load(copy)

@@ -213,6 +213,19 @@ def test_the_shipped_bundle_is_whole() -> None:
                 and p.relative_to(shipped.path).as_posix() not in shipped.manifest.files]  # fmt: skip
 
 
+@pytest.mark.parametrize("path", ["../denoiser.onnx", "/denoiser.onnx", "a/../../b", "..\\\\b"])
+def test_a_manifest_that_vouches_for_files_elsewhere_is_refused(
+    bundle: Bundle, tmp_path: Path, path: str
+) -> None:
+    """Taken into a store, such a bundle would be written elsewhere, too."""
+    copy = Path(shutil.copytree(bundle.path, tmp_path / "a" / "copy"))
+    shutil.copy(copy / "denoiser.onnx", tmp_path / "a")
+    content = (copy / MANIFEST).read_text()
+    (copy / MANIFEST).write_text(content.replace('"denoiser.onnx"', f'"{path}"'))
+    with pytest.raises(EngineError, match=r"bundle\.json: '.*' leads out of the bundle"):
+        Bundle.load(copy)
+
+
 def test_a_manifest_of_nested_brackets(tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_bytes(b"[" * 50_000)
     with pytest.raises(EngineError, match=r"bundle\.json"):

@@ -123,8 +123,30 @@ def test_a_folder_that_is_no_bundle_is_not_written_over(machine: None, tmp_path:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_copy_that_does_not_fit_is_not_begun(
+    machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(EngineError, match=r"out: not enough disk: the copy needs 8 MB and 1 MB are free"):
+        add_plans(SHIPPED / "shapes-sana-sid", "tensorrt", out=tmp_path / "out", say=lambda line: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_while_copying_is_said_in_one_line(
+    machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: str, target: str, **_: Any) -> None:
+        raise shutil.Error([(source, target, "No space left on device"), (source, target, "again")])
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(EngineError, match=r"^cannot write .*/out: No space left on device$"):
+        add_plans(SHIPPED / "shapes-sana-sid", "tensorrt", out=tmp_path / "out", say=lambda line: None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_refit_needs_the_gpu(machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(add, "_runs", lambda bundle, kit, gpu, say: False)
+    monkeypatch.setattr(add, "_runs", lambda *_: False)
     shutil.copytree(SHIPPED / "shapes-sana-sid", tmp_path / "bundle")
     with pytest.raises(EngineError, match="a refit needs the GPU"):
         add_plans(tmp_path / "bundle", "tensorrt", refit_from=SHIPPED / "shapes-sana-sid")

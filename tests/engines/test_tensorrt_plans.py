@@ -205,6 +205,19 @@ def test_what_plans_are_made_for() -> None:
     assert rtx.capabilities == ("8.0", "8.6", "8.9", "12.0")
 
 
+def test_refittable_plans_of_tensorrt_rtx_are_for_one_gpu(
+    copy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its compiler (1.7.1) refuses to keep weights exchangeable in plans for several."""
+    kit = new_kit("tensorrt-rtx", FakeTensorRT(FakeCuda(), rtx=True))
+    ada, hopper = Gpu("NVIDIA GeForce RTX 4090", "8.9"), Gpu("NVIDIA H100", "9.0")
+    target = target_of(kit, ada, True)
+    assert (target.gpu, target.capabilities) == ("NVIDIA GeForce RTX 4090", ("8.9",))
+    assert len(target_of(kit, ada, False).capabilities) == 4
+    with pytest.raises(EngineError, match="has no compute capability 9.0"):
+        build_plans(copy, kit, hopper, refittable=True, say=lambda line: None)
+
+
 def test_a_failed_build_leaves_the_old_plans(copy: Bundle, kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(copy.path.rglob("*"))
 

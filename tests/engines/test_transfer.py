@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,10 +78,61 @@ def test_an_altered_file_is_refused_and_the_store_stays_as_it_was(
 ) -> None:
     push(bundle, PLACE, quiet)
     memory.pipe_file("/models/tiny/decoder.onnx", b"altered")
-    with pytest.raises(EngineError, match=r"decoder\.onnx does not match its digest"):
+    with pytest.raises(EngineError, match=r"^memory://models/tiny: decoder\.onnx does not match its digest"):
         pull(PLACE, store, say=quiet)
     assert store.entries() == []
     assert not list(store.folder.glob("objects/*"))
+
+
+def test_a_file_that_is_missing_there_is_named(memory: Any, store: Store, bundle: Bundle) -> None:
+    push(bundle, PLACE, quiet)
+    memory.rm("/models/tiny/decoder.onnx")
+    with pytest.raises(EngineError, match=r"tiny: decoder\.onnx is missing there; push the bundle again"):
+        pull(PLACE, store, say=quiet)
+    assert not list(store.folder.glob("objects/*"))
+
+
+def test_a_name_that_cannot_be_used_is_refused_before_anything_is_fetched(
+    memory: Any, store: Store, bundle: Bundle
+) -> None:
+    push(bundle, PLACE, quiet)
+    content = json.loads((bundle.path / MANIFEST).read_text())
+    memory.pipe_file(f"/models/tiny/{MANIFEST}", json.dumps({**content, "name": "shapes-sana-sid"}).encode())
+    fetched: list[str] = []
+    with pytest.raises(EngineError, match="name 'shapes-sana-sid' is that of a shipped bundle"):
+        pull(PLACE, store, say=fetched.append)
+    assert fetched == []
+
+
+@pytest.mark.parametrize("method", ["get_file", "put_file"])
+def test_a_full_disk_is_named_by_the_file_that_did_not_fit(
+    memory: Any, store: Store, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def full(self: Any, source: str, target: str, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source, None, target)
+
+    if method == "get_file":
+        push(bundle, PLACE, quiet)
+    monkeypatch.setattr(MemoryFileSystem, method, full)
+    with pytest.raises(EngineError, match=r"^cannot write .*/decoder\.onnx: No space left on device$"):
+        push(bundle, PLACE, quiet) if method == "put_file" else pull(PLACE, store, say=quiet)
+    assert not list(store.folder.glob("objects/*"))
+
+
+def test_a_place_with_something_else_is_not_pushed_into(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(EngineError, match=r"is not a bundle, it has notes\.txt: give a new place"):
+        push(bundle, str(tmp_path), quiet)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_push_that_was_cut_off_can_be_repeated(bundle: Bundle, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    push(bundle, str(place), quiet)
+    (place / MANIFEST).unlink()
+    (place / "denoiser.onnx").write_bytes(b"half")
+    push(bundle, str(place), quiet)
+    assert Bundle.load(place).digest == bundle.digest
 
 
 def test_another_bundle_than_the_one_wanted_is_not_even_fetched(
@@ -116,6 +170,8 @@ def test_places_that_cannot_be_reached_say_so(store: Store, bundle: Bundle, tmp_
         pull(str(tmp_path), store, say=quiet)
     with pytest.raises(EngineError, match="cannot reach nowhere://x: Protocol not known"):
         push(bundle, "nowhere://x", quiet)
+    with pytest.raises(EngineError, match="cannot reach http://127.0.0.1:1/x"):
+        pull("http://127.0.0.1:1/x", store, say=quiet)
     with pytest.raises(EngineError, match="gs://bucket/x: .*gcsfs"):
         push(bundle, "gs://bucket/x", quiet)
 
@@ -154,3 +210,31 @@ def test_the_commands(
     shutil.rmtree(there)
     assert main(["bundle", "pull", str(there)]) == 2
     assert "is not a bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_pull_that_is_ended_leaves_nothing(
+    memory: Any,
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    push(bundle, PLACE, quiet)
+    monkeypatch.setenv("FEWSTEP_DATA_DIR", str(tmp_path / "data"))
+    get, got = MemoryFileSystem.get_file, []
+
+    def ended(self: Any, source: str, target: str, *rest: Any, **named: Any) -> None:
+        got.append(source)
+        get(self, source, target, *rest, **named)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", ended)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["bundle", "pull", PLACE, "--name", "mine"]) == 130
+    assert len(got) == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert signal.getsignal(signal.SIGTERM) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fewstep bundle: ")

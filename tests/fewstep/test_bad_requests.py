@@ -52,7 +52,11 @@ def student(tmp_path: Path) -> Path:
     ("arguments", "message"),
     [
         (("export", "nowhere", "--out", "b"), "no model 'nowhere'"),
-        (("export", "shapes-sana", "--out", "b"), "has no generator.json"),
+        (
+            ("export", "shapes-sana", "--out", "b"),
+            "has no generator.json; make one of it with `fewstep distill`",
+        ),
+        (("export", "./keep", "--out", "b"), "no model './keep': give a diffusers pipeline folder"),
         (("export", "shapes-sana-sid"), "required: --out"),
         (("build", "nowhere", "--backend", "tensorrt-rtx"), "no bundle 'nowhere'"),
         (("build", "shapes-sana-sid"), "required: --backend"),
@@ -67,6 +71,8 @@ def student(tmp_path: Path) -> Path:
         (("export", "shapes-sana-sid", "--out", "b", "--size", "-64x64"), "size"),
         (("export", "shapes-sana-sid", "--out", "b", "--size", "60x64"), "multiples of 16"),
         (("export", "shapes-sana-sid", "--out", "b", "--size", "0x0"), "multiples of 16"),
+        (("export", "shapes-sd3-sid", "--out", "b", "--size", "144x128"), "at most 128 pixels a side"),
+        (("export", "shapes-sana-sid", "--out", "b", "--size", "160000x160000"), "GB, and this machine has"),
         (("export", "shapes-sana-sid", "--out", "keep"), "keep exists and is not a bundle"),
         (("export", "shapes-sana-sid", "--out", "."), "exists and is not a bundle"),
         (("export", "shapes-sana-sid", "--out", "keep/b"), "cannot write keep/b"),
