@@ -16,6 +16,8 @@ from .errors import EngineError
 from .runtime.graphs import Graph
 from .runtime.onnx import OnnxGraph
 
+UNINFERRED = ("GroupNormalization",)
+"""Operations without a rule for their type in onnx 1.23; it is that of their first input."""
 NARROW, WIDE = TensorProto.BFLOAT16, TensorProto.FLOAT
 
 
@@ -65,6 +67,10 @@ def _narrow_names(model: ModelProto) -> set[str]:
     bare = ModelProto()
     bare.CopyFrom(model)
     del bare.graph.value_info[:]  # of a joined graph it would be incomplete
+    for node in bare.graph.node:
+        if node.op_type in UNINFERRED:
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
     inferred = onnx.shape_inference.infer_shapes(bare).graph
     kinds = {one.name: one.type.tensor_type.elem_type for one in (*inferred.value_info, *inferred.output)}
     for node in model.graph.node:

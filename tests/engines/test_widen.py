@@ -113,6 +113,33 @@ def test_weights_beside_the_graph_stay_there(tmp_path: Path) -> None:
     np.testing.assert_allclose(call({"x": x, "other": x})["y"], step_by_step(x, **held), rtol=0.01, atol=0.02)
 
 
+def test_group_normalisation_is_rounded_though_its_type_is_not_inferred() -> None:
+    """The decoders of SD3 and FLUX are full of it."""
+    one, half = np.ones(8, NUMPY), np.full(8, 0.5, NUMPY)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], "down", to=BF16),
+        helper.make_node(
+            "GroupNormalization", ["h", "scale", "shift"], ["n"], "norm", num_groups=2, epsilon=1e-6
+        ),
+        helper.make_node("Add", ["n", "n"], ["s"], "sum"),
+        helper.make_node("Cast", ["s"], ["y"], "up", to=TensorProto.FLOAT),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 8, 5]) for name in "xy")
+    held = [numpy_helper.from_array(one, "scale"), numpy_helper.from_array(half, "shift")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "norm", [x], [y], held),
+        opset_imports=[helper.make_opsetid("", 22)],
+        ir_version=10,
+    )
+    value = torch.randn(3, 8, 5, generator=torch.Generator().manual_seed(0))
+    (found,) = ort.InferenceSession(widened(model).SerializeToString()).run(None, {"x": value.numpy()})
+    rounded = value.bfloat16().float()
+    normal = torch.nn.functional.group_norm(rounded, 2, torch.ones(8), torch.full((8,), 0.5), 1e-6)
+    expected = (2 * normal.bfloat16().float()).numpy()
+    np.testing.assert_allclose(found, expected, rtol=2**-7, atol=2**-7)
+    assert np.array_equal(found, found.astype(NUMPY).astype(np.float32))
+
+
 def test_a_result_of_unknown_type_is_refused() -> None:
     """It could not be said whether it is to be rounded."""
     nodes = [
