@@ -22,4 +22,4 @@ elif [ -e "$folder/jobs.db" ]; then
 fi
 in_data 'tar -C /data -xf -' <"$folder/data.tar"
 # shellcheck disable=SC2086
-compose up --detach --wait ${others:-api}
+compose up --detach --no-deps --wait ${others:-api}

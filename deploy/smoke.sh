@@ -145,6 +145,15 @@ database_says_no_and_pictures_go_on() {
     ! get --max-time 60 $jobs_api && is_png && compose start postgres && until_true 60 healthy postgres && until_true 60 get $jobs_api
 }
 
+every_profile_is_valid() { # and without a warning
+    local name said
+    for name in '' gpu jobs jobs-cpu ray '*'; do
+        said=$(docker compose --file deploy/compose.yaml --profile "$name" config --quiet 2>&1) && [ -z "$said" ] || { echo "$name: $said" && return 1; }
+    done
+}
+services() { docker compose --project-name "$project" --file "$here/compose.json" --profile '*' ps --services | sort; }
+same_services() { diff "$here/services" <(services); }
+
 scripts() { COMPOSE_FILE=$here/compose.json "$@"; }
 started_without_its_database() {
     compose stop --timeout 10 postgres && compose restart api && until_true 120 healthy api && is_png
@@ -180,6 +189,7 @@ if [ -n "${SMOKE_CONFIG:-}" ]; then
 else
     docker compose -f deploy/compose.yaml --profile '*' config --format json >"$here/compose.json"
 fi
+check "docker compose config is clean for every profile" every_profile_is_valid
 [ "${SMOKE_BUILD:-1}" = 0 ] || check "the images are built" compose build
 say "        $(docker image inspect --format 'the server: {{.Size}} bytes' "${API_IMAGE:-fewstep/serve}")"
 
@@ -233,8 +243,13 @@ if [ -n "$worker" ]; then
     check "the backup is restored" scripts deploy/restore.sh "$here/backup"
     check "the job that succeeded is known again" until_true 60 is_state succeeded
     check "its student is there" compose exec -T api sh -c 'ls /data/artifacts/*/student.json'
-    check "the restored server draws" until_true 60 is_png
+else
+    services >"$here/services"
+    check "a backup is made while all runs" scripts deploy/backup.sh "$here/backup"
+    check "it is restored" scripts deploy/restore.sh "$here/backup"
+    check "and nothing else was started by that" same_services
 fi
+check "the restored server draws" until_true 60 is_png
 
 if [ -n "$ray" ]; then
     check "the application on Ray draws" until_true 300 draws "$ray_port"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib
 import importlib.metadata
 import importlib.util
@@ -239,6 +240,19 @@ def _disk(folder: Path) -> Finding:
     return Finding("data folder", f"{folder}, {free / GIB:.1f} GiB free", True, details=details)
 
 
+def _serves(settings: Settings) -> bool:
+    """Whether a server of fewstep is at the settings' port already, as when this runs in its container."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    connection = http.client.HTTPConnection(host, settings.port, timeout=2)
+    try:
+        connection.request("GET", "/health/ready")
+        return b'"models"' in connection.getresponse().read(1 << 16)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
 def _port(settings: Settings) -> Finding:
     place = f"{settings.host}:{settings.port}"
     try:
@@ -247,6 +261,8 @@ def _port(settings: Settings) -> Finding:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind(family[4])
     except OSError as error:
+        if _serves(settings):
+            return Finding("port", f"{place}: a server of fewstep answers there", True, details=place)
         advice = f"{place}: {error.strerror or error}; choose another with --port or FEWSTEP_PORT"
         return Finding("port", "", True, advice, place)
     return Finding("port", f"{place} is free", True, details=place)

@@ -158,7 +158,7 @@ def test_who_writes_is_stopped_meanwhile_and_started_again(installation: Install
     writers = "api worker-cpu" if "postgres" in installation.url else "api"
     calls = [call for call in installation.calls() if call.startswith(("stop", "up", "run"))]
     assert calls[0] == f"stop {writers}"
-    assert calls[-1] == f"up --detach --wait {writers}"
+    assert calls[-1] == f"up --detach --no-deps --wait {writers}"
 
 
 def test_a_backup_that_was_changed_is_not_restored(installation: Installation) -> None:

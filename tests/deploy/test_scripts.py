@@ -59,6 +59,26 @@ def test_jobs_are_kept_in_postgresql(checkout: Path, docker: Path, tmp_path: Pat
         assert last.startswith(f"{url} compose --profile {profile} up")
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ((), None),
+        (("ray",), "COMPOSE_PROFILES=ray\n"),
+        (
+            ("jobs-cpu", "ray"),
+            "COMPOSE_PROFILES=jobs-cpu,ray and DATABASE_URL_FILE=/run/secrets/database_url\n",
+        ),
+    ],
+)
+def test_what_the_env_file_wants_is_said(
+    checkout: Path, docker: Path, words: tuple[str, ...], wanted: str | None
+) -> None:
+    """A plain `docker compose up` would otherwise keep jobs elsewhere from then on."""
+    done = run(checkout / "up.sh", *words, env=environment(docker))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith(wanted) if wanted else "deploy/.env" not in done.stderr
+
+
 def test_a_profile_that_is_none_is_refused_before_anything_is_done(checkout: Path, docker: Path) -> None:
     done = run(checkout / "up.sh", "gpus", env=environment(docker))
     assert done.returncode == 2

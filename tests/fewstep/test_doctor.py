@@ -14,6 +14,10 @@ import pytest
 from fewstep import doctor
 from fewstep.cli import main
 from fewstep.doctor import Finding, as_text, can_serve, examine
+from service.settings import Settings
+
+from ..service.fake_runtime import FakeRuntime
+from ..service.running import run_server
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +57,17 @@ def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     assert "choose another with --port" in said
     assert said.strip().endswith("This machine cannot serve yet: port")
+
+
+def test_a_server_at_its_own_port_is_no_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As when it is run in the server's container."""
+    settings = Settings(data_dir=tmp_path, log_level="error")
+    with run_server(settings, {"fake": FakeRuntime()}) as running:
+        monkeypatch.setenv("FEWSTEP_PORT", running.url.rpartition(":")[2])
+        port = found()["port"]
+        assert port.ok
+        assert "a server of fewstep answers there" in port.found
+        assert can_serve(list(found().values()))
 
 
 def test_too_little_disk(monkeypatch: pytest.MonkeyPatch) -> None:
