@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from engines.bundle import Bundle
 from engines.errors import EngineError
 from engines.runtime import generate, load_runtime
 from engines.runtime.graphs import to_images
-from engines.runtime.onnx import OnnxRuntime, default_threads
+from engines.runtime.onnx import SPINNING, OnnxRuntime, default_threads
 from engines.runtime.sampler import MAX_SEED, sample
 
 PROMPTS = [
@@ -188,3 +189,17 @@ def test_nothing_is_reported_to_the_maker_of_the_runtime(tmp_path: Path) -> None
     own["HOME"] = str(tmp_path)
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=120, env=own)
     assert not list(tmp_path.rglob("*"))
+
+
+def test_threads_wait_awake_during_a_call_and_sleep_between_calls(bundle: Bundle) -> None:
+    """Cores that no call is using belong to others: to HTTP, to other models."""
+    runtime = OnnxRuntime(bundle, threads=2)
+    awake = []
+    for _ in range(5):
+        runtime.encode(PROMPTS)
+        started = time.process_time()
+        time.sleep(0.1)
+        awake.append(time.process_time() - started)
+    assert min(awake) < 0.005
+    set_to = runtime._text_encoder._session.get_session_options().get_session_config_entry
+    assert {name: set_to(name) for name in SPINNING} == SPINNING
