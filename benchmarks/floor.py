@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -128,6 +128,11 @@ def rows(bundle: Bundle, rate: float, rounds: int) -> Iterator[list[str]]:
             ]
 
 
+def _in_order(found: Iterable[list[str]]) -> list[list[str]]:
+    """By phase, then by batch size."""
+    return sorted(found, key=lambda row: (row[0], int(row[1])))
+
+
 def main() -> None:
     command = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     command.add_argument("bundle", type=Path)
@@ -147,7 +152,7 @@ def main() -> None:
             "ONNX Runtime, ms",
             "ratio",
         ]
-        print(markdown(head, sorted(rows(Bundle.load(options.bundle), rate, options.rounds))))
+        print(markdown(head, _in_order(rows(Bundle.load(options.bundle), rate, options.rounds))))
 
 
 if __name__ == "__main__":

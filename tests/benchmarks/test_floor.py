@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from benchmarks import floor
 from benchmarks.engines import phase_calls
 from benchmarks.floor import one_thread, products_of, rows
 from engines.bundle import SHIPPED, Bundle
@@ -62,3 +63,8 @@ def test_a_bundle_without_programs_says_how_to_get_them() -> None:
 
 def _shape(result: object) -> Sequence[int]:
     return getattr(result, "shape", ())
+
+
+def test_rows_are_in_the_order_of_their_batch_sizes() -> None:
+    found = [["denoise", "16", "a"], ["decode", "2", "b"], ["denoise", "2", "c"]]
+    assert floor._in_order(found) == [["decode", "2", "b"], ["denoise", "2", "c"], ["denoise", "16", "a"]]
