@@ -16,12 +16,13 @@ command -v docker >/dev/null || { echo "up.sh: docker is not installed" >&2 && e
 docker compose version >/dev/null 2>&1 || { echo "up.sh: docker has no compose plugin (v2.24 or newer)" >&2 && exit 2; }
 
 ./secrets.sh
-if docker compose "${profiles[@]}" up --detach --build --wait --wait-timeout "${WAIT_SECONDS:-600}"; then
+code=0
+docker compose "${profiles[@]}" up --detach --build --wait --wait-timeout "${WAIT_SECONDS:-600}" || code=$?
+if [ $code = 0 ]; then
     [ $# = 0 ] || echo "up.sh: for docker compose to mean the same from now on, deploy/.env wants" \
         "COMPOSE_PROFILES=$(IFS=, && echo "$*")${DATABASE_URL_FILE:+ and DATABASE_URL_FILE=$DATABASE_URL_FILE}" >&2
     exit
 fi
-code=$?
 case " $* " in
 *" gpu "* | *" jobs "*) echo "up.sh: profiles gpu and jobs need an NVIDIA GPU and the NVIDIA Container Toolkit; jobs-cpu needs none" >&2 ;;
 esac
