@@ -141,15 +141,23 @@ class Attendance:
 
     async def _finish_line(self, number: int, line: LineRequest) -> None:
         try:
-            status, body = await self._answered(line)
+            recording = asyncio.ensure_future(self._record(number, line, *await self._answered(line)))
+            try:
+                await asyncio.shield(recording)
+            except asyncio.CancelledError:
+                await recording  # its thread writes on, and the files have to hold what it counts
+                raise
+        finally:
+            for _ in range(line.body.n or 1):
+                self._room.release()
+
+    async def _record(self, number: int, line: LineRequest, status: int, body: dict[str, Any]) -> None:
+        try:
             told = await self._call(self._keep, number, line.custom_id, status, body)
             self._place.metrics.batch_requests.labels(outcome(status)).inc()
             self._heed(told)
         except (LeaseLostError, StoreGoneError) as error:
             self._give_up(error)
-        finally:
-            for _ in range(line.body.n or 1):
-                self._room.release()
 
     async def _answered(self, line: LineRequest) -> tuple[int, dict[str, Any]]:
         """What the live route would answer, as soon as it would say something of the request."""
