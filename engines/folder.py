@@ -63,6 +63,11 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all files in it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def sync(folder: Path) -> None:
     """Has the disk take in a folder and all that is in it."""
     for path in (*folder.rglob("*"), folder):

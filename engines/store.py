@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from .bundle import MANIFEST, SHIPPED, Bundle
 from .errors import EngineError
-from .folder import swap, sync
+from .folder import size_of, swap, sync
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 ABANDONED_SECONDS = 24 * 3600
@@ -95,7 +95,7 @@ class Store:
         for file in sorted(self._names.glob("[!.]*")):
             names.setdefault(file.read_text().strip(), []).append(file.name)
         found = [
-            Entry(digest, path, tuple(names.get(digest, ())), _size(path))
+            Entry(digest, path, tuple(names.get(digest, ())), size_of(path))
             for path in sorted(self._objects.glob("[!.]*"))
             for digest in [f"sha256:{path.name}"]
         ]
@@ -235,7 +235,3 @@ def _holds(path: Path) -> bool:
     except EngineError:
         return False
     return True
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from service.settings import Settings, read_settings
+from service.settings import Settings, reachable, read_settings
 
 GIB = 2**30
 LEAST_DISK = GIB  # a served model and its pictures
@@ -242,8 +242,7 @@ def _disk(folder: Path) -> Finding:
 
 def _serves(settings: Settings) -> bool:
     """Whether a server of fewstep is at the settings' port already, as when this runs in its container."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    connection = http.client.HTTPConnection(host, settings.port, timeout=2)
+    connection = http.client.HTTPConnection(reachable(settings.host), settings.port, timeout=2)
     try:
         connection.request("GET", "/health/ready")
         return b'"models"' in connection.getresponse().read(1 << 16)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, NoReturn
 
 from engines.bundle import Size
@@ -41,17 +40,6 @@ class _Rates(NamedTuple):
         """Seconds of the image's remaining phases, with `steps` to go."""
         encode = self.encode if image.conditioning is None else 0.0
         return encode + steps * self.denoise + self.decode + self.file
-
-
-class _Prices(dict[Size, _Rates]):
-    """Rates by picture size, each worked out when it is first asked for."""
-
-    def __init__(self, rates: Callable[[Size], _Rates]) -> None:
-        super().__init__()
-        self._of = rates
-
-    def __missing__(self, size: Size) -> _Rates:
-        return self.setdefault(size, self._of(size))
 
 
 @dataclass(frozen=True)
@@ -90,7 +78,7 @@ class Admission:
         self._busy_since: float | None = None
         self._work_done = 0.0
         self._promised = self._drew = 0.0
-        self._priced_at, self._priced = -math.inf, dict[int | None, _Prices]()
+        self._priced_at, self._priced = -math.inf, dict[tuple[Size, int | None], _Rates]()
 
     def check(self, inside: Collection[Image], new: Sequence[Image], now: float) -> None:
         """Notes in each new image what it will take.
@@ -121,7 +109,7 @@ class Admission:
             elif start + anyway > image.deadline:
                 continue  # what would be late anyway is no reason to refuse others
             late = max(late, start + ready - image.deadline)
-        if late > 0 and not (len(inside) == 0 and self._worth_a_trial(new, now)):
+        if late > 0 and (inside or not self._worth_a_trial(new, now)):
             self._refuse_late(new, late, now)
 
     def _worth_a_trial(self, new: Sequence[Image], now: float) -> bool:
@@ -171,25 +159,26 @@ class Admission:
         """Each image in the order in which they go, in how many seconds it is ready, and in how many it would
         be without the new ones."""
         asked, ahead, added = set(map(id, new)), 0.0, 0.0
-        best = self._prices()
-        shared, before = self._prices(len(inside) + len(new)), self._prices(max(1, len(inside)))
+        everyone, others = len(inside) + len(new), max(1, len(inside))
         for image in self._fair.arrange([*inside, *new], _steps_left):
             size, left = image.size, _steps_left(image)
-            cost = best[size].cost(image, left)
+            cost = self._price(size).cost(image, left)
             ahead += cost
             if id(image) in asked:
                 added += cost
-            ready = max(ahead / self.speed, shared[size].cost(image, left))
-            yield image, ready, max((ahead - added) / self.speed, before[size].cost(image, left))
+            ready = max(ahead / self.speed, self._price(size, everyone).cost(image, left))
+            anyway = max((ahead - added) / self.speed, self._price(size, others).cost(image, left))
+            yield image, ready, anyway
 
     def _reprice(self, now: float) -> None:
         if not 0 <= now - self._priced_at < FRESH_SECONDS:
             self._priced_at, self._priced = now, {}
 
-    def _prices(self, together: int | None = None) -> _Prices:
-        if together not in self._priced:
-            self._priced[together] = _Prices(partial(self._rates, together=together))
-        return self._priced[together]
+    def _price(self, size: Size, together: int | None = None) -> _Rates:
+        key = size, together
+        if key not in self._priced:
+            self._priced[key] = self._rates(size, together)
+        return self._priced[key]
 
     def _rates(self, size: Size, together: int | None) -> _Rates:
         """What each phase takes for an image in the best batch, or for the whole batch that an image is in
@@ -216,18 +205,18 @@ class Admission:
 
     def _backlog(self, images: Collection[Image]) -> float:
         """Seconds that all of it takes."""
-        best = self._prices()
-        return sum(best[image.size].cost(image, _steps_left(image)) for image in images) / self.speed
+        return sum(self._price(image.size).cost(image, _steps_left(image)) for image in images) / self.speed
 
     def _alone(self, new: Sequence[Image], company: int = 0) -> float:
         """Seconds that a request takes on an idle server, or if nobody went before it while `company`
         shares its batches."""
-        shared = self._prices(len(new) + company)
-        return max(self._backlog(new), *(shared[one.size].cost(one, one.steps) for one in new))
+        together = len(new) + company
+        costs = (self._price(image.size, together).cost(image, image.steps) for image in new)
+        return max(self._backlog(new), *costs)
 
     def _work(self, image: Image) -> float:
         """Seconds of work that a finished image has been."""
-        rates = self._prices()[image.size]
+        rates = self._price(image.size)
         return rates.encode + image.steps * rates.denoise + rates.decode + rates.file
 
     def _measure_speed(self, busy: float, now: float) -> None:

@@ -52,6 +52,11 @@ class ClientGoneError(Exception):
     """The connection ended before the request or its answer did; nobody is left to be told."""
 
 
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read, without the number and the path that the system adds."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def invalid(param: str, message: str, code: str = "invalid_value") -> ServiceError:
     return ServiceError(message, param=param, code=code)
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import ServiceError
+from .errors import ServiceError, reason_of
 
 PREFIX = "fs-"
 MINUTE = 60.0
@@ -180,9 +180,10 @@ def _read(file: Path) -> list[Key]:
     try:
         lines = file.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
         advice = f"`fewstep keys add NAME --file {file}` makes it"
-        raise ServiceError(f"api_keys (FEWSTEP_API_KEYS): cannot read {file}: {reason}; {advice}") from error
+        raise ServiceError(
+            f"api_keys (FEWSTEP_API_KEYS): cannot read {file}: {reason_of(error)}; {advice}"
+        ) from error
     keys = []
     for number, line in enumerate(lines, start=1):
         if line.strip():

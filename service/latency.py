@@ -21,8 +21,6 @@ class _Stage:
 
     shape: dict[int, float] = field(default_factory=dict)
     pace: float = 1.0
-    each: float = 0.0
-    """Of `shape`, for an image in the batch that is best for throughput."""
     lowest: float = 1.0
     """Pace so far; the warm-up's is 1."""
 
@@ -49,9 +47,7 @@ class LatencyModel:
         pace = known.pace + WEIGHT * (ratio - known.pace)
         shape = usual * (1 + SHAPE_WEIGHT * (ratio / pace - 1)) if pace else usual
         # A new one, as other threads may be reading the old one.
-        shapes = {**known.shape, batch: shape}
-        each = min(seconds / size for size, seconds in shapes.items())
-        self._stages[stage, group] = _Stage(shapes, pace, each, min(pace, known.lowest))
+        self._stages[stage, group] = _Stage({**known.shape, batch: shape}, pace, min(pace, known.lowest))
 
     def seconds(self, stage: str, group: Hashable, batch: int) -> float | None:
         """Of a batch of `batch` images, or of the next larger size that was seen; None for none."""
@@ -68,7 +64,7 @@ class LatencyModel:
     def per_image(self, stage: str, group: Hashable) -> float:
         """Of one image at the batch size that is best for throughput; 0 if never seen."""
         known = self._stages.get((stage, group), NOTHING)
-        return known.pace * known.each
+        return known.pace * min((seconds / size for size, seconds in known.shape.items()), default=0.0)
 
     def best_batch(self, stage: str, group: Hashable, sizes: Sequence[int], waiting: int) -> int:
         """The allowed size that serves `waiting` items fastest; of equals the smaller.

@@ -113,10 +113,11 @@ class Phase(Generic[T, R]):
 
     def put(self, items: Sequence[T]) -> None:
         """Adds items, waiting for room as long as it takes; a closed phase fails them."""
-        if not self._closed:
-            for item in filter(self._brief, items):
-                self._run_here(item)
-            items = [item for item in items if not self._brief(item)]
+        # Told apart before any is worked on, which may change what they are.
+        brief = {id(item): item for item in items if not self._closed and self._brief(item)}
+        items = [item for item in items if id(item) not in brief]
+        for item in brief.values():
+            self._run_here(item)
         while items:
             with self._changed:
                 fitting = self._wait_for_room(items)

@@ -18,7 +18,7 @@ from . import logs
 from .app import create_app
 from .errors import ServiceError
 from .models import Models
-from .settings import Settings
+from .settings import Settings, reachable
 from .tracing import export_spans
 
 BACKLOG = 2048
@@ -145,7 +145,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 def _announce(models: Models, listener: socket.socket, seconds: float) -> None:
     host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = reachable(host)
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     body = json.dumps({"prompt": "a red circle on a white background", "response_format": "url"})
     curl = f"curl {address}/v1/images/generations -H 'Content-Type: application/json' -d '{body}'"

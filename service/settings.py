@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from .errors import ServiceError
+from .errors import ServiceError, reason_of
 
 PREFIX, FILE = "FEWSTEP_", "_FILE"
 CLIENTS = ("FEWSTEP_URL", "FEWSTEP_KEY")
@@ -314,6 +314,11 @@ def read_settings(**overrides: Any) -> Settings:
         raise ServiceError(f"{name} ({PREFIX}{name.upper()}): {reason}", param=name) from error
 
 
+def reachable(host: str) -> str:
+    """Where a server that listens on `host` is reached from its own machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def _check_names(variables: Iterable[str]) -> None:
     """A misspelt variable would otherwise be a setting that does nothing."""
     known = [PREFIX + name.upper() + ending for name in Settings.model_fields for ending in ("", FILE)]
@@ -335,15 +340,16 @@ def _from_files(environment: Mapping[str, str]) -> dict[str, str]:
         if environment.get(variable):
             raise ServiceError(f"{variable} and {variable}{FILE} are both set; unset one", param=name)
         try:
-            values[name] = _content(Path(file))
+            values[name] = secret_in(Path(file))
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
             wanted = f"a file with the value of {variable} is wanted"
-            raise ServiceError(f"{variable}{FILE}: {file}: {reason}; {wanted}", param=name) from error
+            raise ServiceError(
+                f"{variable}{FILE}: {file}: {reason_of(error)}; {wanted}", param=name
+            ) from error
     return values
 
 
-def _content(file: Path) -> str:
+def secret_in(file: Path) -> str:
     """
     Raises:
         OSError: it cannot be read.

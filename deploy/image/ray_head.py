@@ -24,7 +24,8 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from fewstep.ray_serve import build
-from service.errors import ServiceError
+from service.errors import ServiceError, reason_of
+from service.settings import secret_in
 
 LOST_AFTER = 3
 """Questions in a row without an answer, after which the cluster counts as lost."""
@@ -42,8 +43,7 @@ def main(words: list[str]) -> int:
     try:
         config = check(file)
     except (OSError, yaml.YAMLError, ValidationError, ServiceError) as error:
-        reason = getattr(error, "strerror", None) or error
-        return end(2, f"{file}: {' '.join(str(reason).split())}")
+        return end(2, f"{file}: {' '.join(reason_of(error).split())}")
     if lost := lost_token(os.environ):
         return end(2, lost)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -86,10 +86,10 @@ def lost_token(environment: Mapping[str, str]) -> str:
     if environment.get("RAY_AUTH_MODE") != "token" or environment.get("RAY_AUTH_TOKEN"):
         return ""
     try:
-        reason = "" if file.read_text().strip() else "it is empty"
-    except OSError as error:
-        reason = str(error.strerror)
-    return reason and f"RAY_AUTH_TOKEN_PATH: {file}: {reason}; a file with the cluster's token is wanted"
+        secret_in(file)
+    except (OSError, ValueError) as error:
+        return f"RAY_AUTH_TOKEN_PATH: {file}: {reason_of(error)}; a file with the cluster's token is wanted"
+    return ""
 
 
 def watch(ray: Any) -> str:

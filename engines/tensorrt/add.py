@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..bundle import Bundle
 from ..errors import EngineError
-from ..folder import check_disk, check_target, whole_folder
+from ..folder import check_disk, check_target, size_of, whole_folder
 from ..runtime.onnx import NOT_ON_CPU, OnnxNetworks
 from ..runtime.tensorrt import TensorRTRuntime
 from ..widen import open_widened
@@ -98,7 +98,7 @@ def _place(path: Path, out: Path | None) -> Iterator[Path]:
         yield path
         return
     check_target(out)
-    check_disk(out, sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), "the copy")
+    check_disk(out, size_of(path), "the copy")
     with whole_folder(out) as temporary:
         shutil.copytree(path, temporary, dirs_exist_ok=True)
         yield temporary

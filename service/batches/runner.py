@@ -12,7 +12,7 @@ import time
 from uuid import uuid4
 
 from ..errors import ServiceError
-from ..jobs.database import StoreGoneError
+from ..jobs.database import Outage, StoreGoneError
 from ..jobs.leases import Lease, LeaseLostError
 from ..jobs.local import exclusive
 from ..jobs.tables import OPEN, BatchRow
@@ -38,7 +38,7 @@ class Runner:
         self._attending: dict[str, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
         self._counted = 0.0
-        self._answers = True
+        self._outage = Outage(log)
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -57,11 +57,9 @@ class Runner:
         while True:
             try:
                 await self._look()
-                self._answers = True
+                self._outage.end()
             except StoreGoneError as error:
-                if self._answers:
-                    log.warning("%s", error)
-                self._answers = False
+                self._outage.begin(error)
             except Exception:
                 log.exception("looking for batches failed")
             await asyncio.sleep(self._place.pace.poll_seconds)

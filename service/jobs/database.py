@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,23 @@ class StoreGoneError(ServiceError):
             code="store_unavailable",
             headers={"Retry-After": "5"},
         )
+
+
+class Outage:
+    """Of a store that is asked again and again: a line of the log when it goes, and one when it is back."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log, self._on = log, False
+
+    def begin(self, error: StoreGoneError) -> None:
+        if not self._on:
+            self._log.warning("%s", error)
+        self._on = True
+
+    def end(self) -> None:
+        if self._on:
+            self._log.info("the store of jobs answers again")
+        self._on = False
 
 
 class Database:

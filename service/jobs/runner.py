@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import ServiceError
 from .attend import read_json, write_json
-from .database import StoreGoneError
+from .database import Outage, StoreGoneError
 from .desk import Claim, Desk, Ending, Left, Over
 from .heartbeat import Heartbeat
 from .leases import LeaseLostError
@@ -72,7 +72,7 @@ class Runner:
         self.desk, self.backend, self.limits = desk, backend, limits
         self.make_command, self.conclude, self.slot = make_command, conclude, slot
         self.stopping = threading.Event()
-        self._answers = True
+        self._outage = Outage(log)
         self._thread = threading.Thread(target=self.run, name=slot.name, daemon=True)
 
     def start(self) -> None:
@@ -98,16 +98,12 @@ class Runner:
         """Whether there was a job to do."""
         try:
             claim = self.desk.claim()
-            if not self._answers:
-                log.info("the store of jobs answers again")
-            self._answers = True
+            self._outage.end()
             if claim is not None:
                 self.attend(claim)
             return claim is not None
         except StoreGoneError as error:
-            if self._answers:  # once: it is asked twice a second
-                log.warning("%s", error)
-            self._answers = False
+            self._outage.begin(error)
         except Exception:
             log.exception("the runner of jobs failed")
         return False

@@ -9,7 +9,7 @@ import time
 from sqlalchemy import select
 
 from ..metrics import JOB_STATUSES, Metrics
-from .database import StoreGoneError
+from .database import Outage, StoreGoneError
 from .store import JobStore
 from .tables import JobRow, now
 from .webhooks import Webhooks
@@ -31,7 +31,7 @@ class Upkeep:
         self._stopping = threading.Event()
         self._counted = 0.0
         self._ended_since, self._seen = now(), set[str]()
-        self._answers = True
+        self._outage = Outage(log)
         self._thread = threading.Thread(target=self._run, name="upkeep-of-jobs", daemon=True)
 
     def start(self) -> None:
@@ -48,11 +48,9 @@ class Upkeep:
         while not self._stopping.is_set():
             try:
                 self.once()
-                self._answers = True
+                self._outage.end()
             except StoreGoneError as error:
-                if self._answers:
-                    log.warning("%s", error)
-                self._answers = False
+                self._outage.begin(error)
             except Exception:
                 log.exception("the upkeep of jobs failed")
             self._stopping.wait(self._poll_seconds)
