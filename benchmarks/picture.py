@@ -21,6 +21,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
             names, [each[key] for each in found], color=["#2a6f4e", *["#b0b7bd"] * (len(names) - 1)]
         )
         axes.bar_label(bars, fmt="%.0f")
+        axes.margins(y=0.12)  # for the label of the tallest
         axes.set_title(title, fontsize=10)
         axes.tick_params(axis="x", labelrotation=30)
     engine = report["engine"]["images_per_second"]
