@@ -137,8 +137,7 @@ class Store:
 
     def _abandoned(self) -> list[Path]:
         """Folders of transfers that were cut off; a young one may still be going on."""
-        old = time.time() - ABANDONED_SECONDS
-        return [path for path in self._objects.glob(".*") if path.stat().st_mtime < old]
+        return [path for path in self._objects.glob(".*") if _age(path) > ABANDONED_SECONDS]
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:
@@ -226,6 +225,14 @@ def check_name(name: str) -> str:
     if (SHIPPED / name / MANIFEST).is_file():
         raise EngineError(f"name {name!r} is that of a shipped bundle: choose another with --name")
     return name
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was changed; 0, it was taken away meanwhile."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _holds(path: Path) -> bool:

@@ -102,15 +102,20 @@ class Admission:
                 image.predicted = longest
 
     def _check_each(self, inside: Collection[Image], new: Sequence[Image], start: float, now: float) -> None:
-        asked, late = set(map(id, new)), 0.0
-        for image, ready, anyway in self._schedule(inside, new):
+        asked, broken = set(map(id, new)), dict[int, float]()
+        for image, ready in self._schedule([*inside, *new]):
             if id(image) in asked:
                 image.predicted = ready
-            elif start + anyway > image.deadline:
-                continue  # what would be late anyway is no reason to refuse others
-            late = max(late, start + ready - image.deadline)
-        if late > 0 and (inside or not self._worth_a_trial(new, now)):
-            self._refuse_late(new, late, now)
+            if start + ready > image.deadline:
+                broken[id(image)] = start + ready - image.deadline
+        if not broken.keys() <= asked:
+            # What would be late anyway is no reason to refuse others. Another client's new images change
+            # whose turn it is, so without them the order is another.
+            for image, ready in self._schedule(inside):
+                if start + ready > image.deadline:
+                    broken.pop(id(image), None)
+        if broken and (inside or not self._worth_a_trial(new, now)):
+            self._refuse_late(new, max(broken.values()), now)
 
     def _worth_a_trial(self, new: Sequence[Image], now: float) -> bool:
         """What is refused teaches nothing: figures of a time when the machine was slow would refuse everything
@@ -130,7 +135,7 @@ class Admission:
                 image.steps = steps
             if steps == max(choices):
                 patience = self.bounds.patience * self._alone(new)
-            ready = max(ready for image, ready, _ in self._schedule(inside, new) if id(image) in asked)
+            ready = max(ready for image, ready in self._schedule([*inside, *new]) if id(image) in asked)
             # Both sides of the second are predictions, and whatever they leave out they both do.
             if ready + self.slack <= time_left and ready <= patience:
                 return
@@ -153,22 +158,13 @@ class Admission:
             self._work_done += self._work(image)
             self._measure_speed(now - self._busy_since, now)
 
-    def _schedule(
-        self, inside: Collection[Image], new: Sequence[Image]
-    ) -> Iterator[tuple[Image, float, float]]:
-        """Each image in the order in which they go, in how many seconds it is ready, and in how many it would
-        be without the new ones."""
-        asked, ahead, added = set(map(id, new)), 0.0, 0.0
-        everyone, others = len(inside) + len(new), max(1, len(inside))
-        for image in self._fair.arrange([*inside, *new], _steps_left):
+    def _schedule(self, images: Collection[Image]) -> Iterator[tuple[Image, float]]:
+        """Each image in the order in which they go, and in how many seconds it is ready."""
+        ahead = 0.0
+        for image in self._fair.arrange([*images], _steps_left):
             size, left = image.size, _steps_left(image)
-            cost = self._price(size).cost(image, left)
-            ahead += cost
-            if id(image) in asked:
-                added += cost
-            ready = max(ahead / self.speed, self._price(size, everyone).cost(image, left))
-            anyway = max((ahead - added) / self.speed, self._price(size, others).cost(image, left))
-            yield image, ready, anyway
+            ahead += self._price(size).cost(image, left)
+            yield image, max(ahead / self.speed, self._price(size, len(images)).cost(image, left))
 
     def _reprice(self, now: float) -> None:
         if not 0 <= now - self._priced_at < FRESH_SECONDS:

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -101,8 +102,9 @@ class Uploads:
     def _sweep(self) -> None:
         """What a killed server has left half-written."""
         for path in self.folder.glob(".*.part"):
-            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # whole by now, by another request
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
 
     def get(self, id: str, client: str | None = None) -> UploadRow:
         """

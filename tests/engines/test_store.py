@@ -116,6 +116,13 @@ def test_young_transfers_are_left_alone_and_old_ones_removed(store: Store, bundl
     assert not old.exists()
 
 
+def test_a_transfer_that_ends_meanwhile_is_no_error(store: Store, bundle: Bundle) -> None:
+    """A link to nothing is listed and has no time, as a folder that is renamed in between."""
+    store.add(bundle.path, "a")
+    (store.folder / "objects" / ".gone").symlink_to("nowhere")
+    assert store.collect() == []
+
+
 def test_collecting_waits_for_a_bundle_that_has_no_name_yet(
     store: Store, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

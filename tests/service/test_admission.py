@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.admission import LONGEST_RETRY, WINDOW, Admission, Bounds, refusal
@@ -50,6 +50,7 @@ asked = st.lists(
 
 
 @given(asked)
+@example([("a", 1, 0.3, 2), ("a", 2, 0.3, 3), ("b", 2, math.inf, 1), ("b", 2, math.inf, 3), ("a", 1, 0.1, 1)])
 def test_what_was_admitted_is_in_time_in_the_order_in_which_it_goes(
     requests: list[tuple[str, int, float, int]],
 ) -> None:

@@ -89,6 +89,13 @@ def test_what_a_killed_server_left_is_swept_away(uploads: Uploads) -> None:
     assert new.exists()
 
 
+def test_a_file_that_becomes_whole_meanwhile_is_no_error(uploads: Uploads) -> None:
+    """A link to nothing is listed and has no time, as a file that is renamed in between."""
+    uploads.folder.mkdir(parents=True)
+    (uploads.folder / ".file-a.jsonl.part").symlink_to("nowhere")
+    assert uploads.path(uploads.get(add(uploads))).read_bytes() == b"a\n"
+
+
 @pytest.mark.parametrize("newest_first", [True, False])
 def test_pages_hold_every_file_once(uploads: Uploads, newest_first: bool) -> None:
     made = {add(uploads) for _ in range(7)}
