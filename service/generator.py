@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 FILE_WORKERS = min(4, os.cpu_count() or 1)
 SMALL_BYTES = 1 << 15
 """Of pixels: up to here the decoder's thread writes the file, as waking another one takes as long."""
+BRIEF_SECONDS = 0.005
+"""Of a batch: up to here waking another thread for a lone image takes longer than it is worth."""
 JOIN_SECONDS = 5.0
 STAGES = ("encode", "denoise", "decode", "file")
 
@@ -115,6 +117,7 @@ class Generator:
             "denoise",
             self.engine.denoise,
             self._denoised,
+            brief=partial(self._is_lone, "denoise"),
             sizes=sizes,
             capacity=room,
             meters=meters[1],
@@ -124,6 +127,7 @@ class Generator:
             "decode",
             self.engine.decode,
             self._decoded,
+            brief=partial(self._is_lone, "decode"),
             sizes=sizes,
             capacity=room,
             meters=meters[2],
@@ -295,6 +299,17 @@ class Generator:
 
     def _arrange(self, images: Sequence[Image]) -> list[Image]:
         return self._fair.arrange(images, lambda image: image.steps - image.step)
+
+    def _is_lone(self, stage: str, image: Image) -> bool:
+        """Whether the encoder's thread may go on with the image: nobody else is here whom that would keep waiting,
+        and whoever comes waits for a moment only."""
+        alone = len(self._inside) == 1 and id(image) in self._inside
+        seconds = self._latency.seconds(stage, image.size, 1)
+        return (
+            alone
+            and (self._denoise.idle and self._decode.idle)
+            and (seconds is not None and seconds <= BRIEF_SECONDS)
+        )
 
     def _is_encoded(self, image: Image) -> Hashable:
         return image.prompt in self.engine.embeddings

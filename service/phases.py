@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import ServiceError
@@ -92,8 +92,8 @@ class Phase(Generic[T, R]):
                 is nobody to wait for.
             quiet: Whether items that are not online may have batches to themselves now; `wake` is
                 called when that becomes true. Else they only fill places that would be padded.
-            brief: Whether an item takes less time than a worker to wake: it is worked on by the thread that
-                puts it, alone and at once.
+            brief: Whether waking a worker for an item is not worth it: it is worked on by the thread that puts
+                it, alone and at once. Asked again for each round.
         """
         self.name, self._work, self._route = name, work, route
         self._group, self._arrange, self._revive = group, arrange, revive
@@ -151,17 +151,24 @@ class Phase(Generic[T, R]):
         with self._changed:
             self._changed.notify_all()
 
+    @property
+    def idle(self) -> bool:
+        return not self._waiting and not self._batches
+
     def oldest_batch(self) -> float:
         """Seconds for which a batch has been running; 0 when none is."""
         with self._changed:
             began = min((began for _, began in self._batches.values()), default=None)
             return 0.0 if began is None else time.perf_counter() - began
 
-    def replace_stalled(self, seconds: float) -> None:
-        """Gives up workers whose batch has been running for longer: each item is tried once more.
+    def give_up_stalled(self, seconds: float) -> list[threading.Thread]:
+        """Gives up batches that have been running for longer: each item is tried once more.
 
         A thread inside an engine cannot be ended. It is left alone, and what it may still bring is
-        thrown away; a new one takes its place.
+        thrown away.
+
+        Returns:
+            The threads that are in them, which `replace` of their own phases is to be told.
         """
         now = time.perf_counter()
         with self._changed:
@@ -170,17 +177,22 @@ class Phase(Generic[T, R]):
             again = [item for item in items if item.retry()]
             self._running -= _online(items)
             self._insert(again)
-            self._threads = [thread for thread in self._threads if thread not in lost]
-            fresh = [] if self._closed else [self._new_worker() for _ in lost]
-            self._threads += fresh
-        for thread in fresh:
-            thread.start()
         message = "The engine stalled twice on this picture."
         kept = set(map(id, again))
         _fail(
             [item for item in items if id(item) not in kept],
             ServiceError(message, status=503, code="engine_stalled"),
         )
+        return lost
+
+    def replace(self, lost: Collection[threading.Thread]) -> None:
+        """Puts new workers in the places of its own that are among the lost."""
+        with self._changed:
+            kept = [thread for thread in self._threads if thread not in lost]
+            fresh = [] if self._closed else [self._new_worker() for _ in self._threads[len(kept) :]]
+            self._threads = [*kept, *fresh]
+        for thread in fresh:
+            thread.start()
 
     def close(self, timeout: float) -> None:
         """Ends the workers after the batch they are in; whatever still waits fails."""
@@ -193,7 +205,13 @@ class Phase(Generic[T, R]):
             thread.join(timeout)
 
     def _run_here(self, item: T) -> None:
-        target = self._target(item, self._process([item])[0])
+        with self._changed:
+            self._begin([item])
+        outcome = self._process([item])[0]
+        if self._is_given_up():
+            return
+        target = self._target(item, outcome)
+        self._release([item], [])
         if target is not None:
             target.put([item])
 
@@ -224,12 +242,19 @@ class Phase(Generic[T, R]):
         self._changed.notify_all()
 
     def _run(self) -> None:
-        while batch := self._take():
+        while threading.current_thread() in self._threads and (batch := self._take()):
             outcomes = self._process(batch)
-            with self._changed:
-                if self._batches.pop(threading.current_thread(), None) is None:
-                    return  # given up meanwhile: the batch is no longer this worker's
-            self._send_on(batch, outcomes)
+            if not self._is_given_up():
+                self._send_on(batch, outcomes)
+
+    def _begin(self, batch: list[T]) -> None:
+        self._running += _online(batch)
+        self._batches[threading.current_thread()] = batch, time.perf_counter()
+
+    def _is_given_up(self) -> bool:
+        """Of a batch that has been worked on, whether it is this thread's no longer."""
+        with self._changed:
+            return self._batches.pop(threading.current_thread(), None) is None
 
     def _take(self) -> list[T]:
         """The next batch in order; nothing once the phase is closed."""
@@ -242,7 +267,7 @@ class Phase(Generic[T, R]):
             with self._changed:
                 if self._may_start() and not self._closed:
                     batch = self._choose()
-                    self._batches[threading.current_thread()] = batch, time.perf_counter()
+                    self._begin(batch)
                     return batch
         return []
 
@@ -260,7 +285,6 @@ class Phase(Generic[T, R]):
         count = min(count, self._latency.best_batch(self.name, group, self._sizes, count))
         batch = alike[: self._places(count)]
         chosen = set(map(id, batch))
-        self._running += _online(batch)
         self._set_waiting([item for item in ordered if id(item) not in chosen])
         return batch
 

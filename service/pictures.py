@@ -6,6 +6,7 @@ import io
 import re
 import secrets
 import time
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -34,8 +35,8 @@ def to_file(
     buffer = io.BytesIO()
     picture = PillowImage.fromarray(pixels_HWC)
     if format == "png":
-        # Level 1 is several times faster than the default for a few percent more bytes.
-        picture.save(buffer, "PNG", compress_level=1, pnginfo=provenance and provenance.png())
+        # Run lengths of what PNG's filters leave: less time than level 1 of the default, and fewer bytes.
+        picture.save(buffer, "PNG", compress_type=zlib.Z_RLE, pnginfo=provenance and provenance.png())
         return buffer.getvalue()
     exif = provenance.exif() if provenance else PillowImage.Exif()
     if format == "jpeg":

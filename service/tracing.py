@@ -59,7 +59,7 @@ class Tracing:
             SPAN, extract(dict(headers)), attributes=attributes, start_time=nanoseconds(started)
         )
         inside = trace.set_span_in_context(parent)
-        for image in images:
+        for image in images if parent.is_recording() else ():  # not sampled, or sent nowhere
             for stage, begun, ended in image.intervals:
                 child = self._tracer.start_span(
                     stage, inside, attributes={"seed": str(image.seed)}, start_time=nanoseconds(begun)

@@ -78,8 +78,9 @@ class Watchdog:
         log.error("a batch has been running for more than %g s", self._stall_seconds)
         self._turn(False)
         self._bounded(self._engine.restart)
+        lost = [thread for phase in self._phases for thread in phase.give_up_stalled(self._stall_seconds)]
         for phase in self._phases:
-            phase.replace_stalled(self._stall_seconds)
+            phase.replace(lost)  # a phase's batch may be in the hands of another one's worker
 
     def _check(self) -> bool:
         drawn = self._bounded(self._engine.draws)

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -61,6 +62,29 @@ def test_images_at_different_steps_share_a_batch(settings: Settings) -> None:
         runtime.levels.clear()
         at_once(running, [{"num_inference_steps": (1, 2, 4)[i % 3], "seed": i} for i in range(24)])
         assert any(len(set(levels)) > 1 for levels in runtime.levels)
+
+
+@pytest.mark.parametrize(("seconds", "threads"), [(0.0, {"encode"}), (0.02, {"denoise"})])
+def test_a_lone_picture_wakes_no_other_thread_unless_its_steps_are_long(
+    settings: Settings, seconds: float, threads: set[str]
+) -> None:
+    """Whoever comes meanwhile would wait for the encoder until a long step has ended."""
+    runtime, seen = FakeRuntime(ONE_SIZE, call_seconds=seconds), set[str]()
+    with run_server(settings, {"fake": runtime}) as running:
+        velocity = runtime.velocity
+
+        def watched(*arguments: Any) -> Any:
+            seen.add(threading.current_thread().name)
+            return velocity(*arguments)
+
+        runtime.velocity = watched  # type: ignore[method-assign]
+        for seed in range(3):
+            assert running.generate(seed=seed).status_code == 200
+        assert seen == threads
+        assert running.metric("fewstep_inflight_images") == 0
+        seen.clear()
+        at_once(running, [{"seed": seed} for seed in range(16)])
+        assert "denoise" in seen
 
 
 def test_a_bad_image_fails_alone(settings: Settings) -> None:

@@ -314,7 +314,7 @@ def test_items_of_a_stalled_worker_are_tried_once_more_and_its_results_thrown_aw
     items = [Ticket(0), Ticket(1)]
     recorder.phase.put(items)
     wait_until(lambda: recorder.phase.oldest_batch() > 0.05)
-    recorder.phase.replace_stalled(0.05)
+    recorder.phase.replace(recorder.phase.give_up_stalled(0.05))
     wait_until(lambda: recorder.phase._running == 2)
     recorder.gate.set()
     wait_until(lambda: all(item.outcomes for item in items) and len(recorder.batches) == 2)
@@ -334,7 +334,7 @@ def test_an_item_that_stalls_twice_is_failed_clearly() -> None:
     recorder.phase.put([item])
     for _ in range(2):
         wait_until(lambda: recorder.phase.oldest_batch() > 0.02)
-        recorder.phase.replace_stalled(0.02)
+        recorder.phase.replace(recorder.phase.give_up_stalled(0.02))
     (error,) = item.outcomes
     assert isinstance(error, ServiceError)
     assert (error.status, error.code) == (503, "engine_stalled")
@@ -358,3 +358,40 @@ def test_brief_items_are_done_by_whoever_puts_them() -> None:
     late = Ticket(4, group="brief")
     recorder.phase.put([late])
     assert isinstance(late.outcomes[0], ServiceError)
+
+
+def test_items_are_brief_or_not_anew_in_each_round() -> None:
+    recorder = Recorder(brief=lambda ticket: ticket.done < 2)
+    item = Ticket(1, rounds=3)
+    recorder.phase.put([item])
+    assert (item.done, item.outcomes, recorder.phase.idle) == (2, [], False)
+    recorder.phase.start()
+    wait_until(lambda: item.outcomes)
+    assert item.outcomes == [3]
+    assert recorder.phase.idle
+    recorder.phase.close(5)
+
+
+def test_a_worker_that_stalls_over_another_phases_item_is_replaced_in_its_own() -> None:
+    """The item goes on in the phase in which it was; what the lost worker still brings is thrown away."""
+    second = Recorder(brief=lambda ticket: ticket.attempts == 0)
+    first = Recorder((1,))
+    first.phase._route = lambda ticket, result: second.phase
+    second.gate.clear()
+    first.phase.start()
+    second.phase.start()
+    item, later = Ticket(1), Ticket(2)
+    first.phase.put([item])
+    wait_until(lambda: second.phase.oldest_batch() > 0.02)
+    assert first.phase.oldest_batch() == 0
+    lost = second.phase.give_up_stalled(0.02)
+    for phase in (second.phase, first.phase):
+        phase.replace(lost)
+    second.gate.set()
+    first.phase.put([later])
+    wait_until(lambda: item.outcomes and later.outcomes and not lost[0].is_alive())
+    assert (item.outcomes, later.outcomes) == ([1], [1])
+    assert len(first.phase._threads) == len(second.phase._threads) == 1
+    for phase in (first.phase, second.phase):
+        assert phase._room() == 8
+        phase.close(5)
