@@ -31,7 +31,9 @@ class Tokenizers:
         tokens = {}
         for number, (tokenizer, text) in enumerate(zip(self._tokenizers, self._text), start=1):
             suffix = "" if number == 1 else f"_{number}"
-            encodings = tokenizer.encode_batch([text.apply(prompt) for prompt in prompts])
+            # One after another: `encode_batch` wakes a pool of threads, which takes longer than a batch's prompts
+            # do, and what they allocate for each other adds up.
+            encodings = [tokenizer.encode(text.apply(prompt)) for prompt in prompts]
             tokens["input_ids" + suffix] = np.array([one.ids for one in encodings], np.int64)
             tokens["attention_mask" + suffix] = np.array([one.attention_mask for one in encodings], np.int64)
         return tokens
