@@ -11,7 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ClientGoneError, ServiceError, to_response
+from .errors import SHOWN, ClientGoneError, ServiceError, to_response
 from .keys import Keys
 from .metrics import Metrics
 
@@ -62,7 +62,7 @@ class RequestEnvelope:
         scope, method = _head_as_get(scope), scope["method"]
         state = scope.setdefault("state", {})
         state |= {
-            "request_id": f"req_{random.getrandbits(128):032x}",
+            "request_id": new_id(),
             "started": time.perf_counter(),
             "model": "",
         }
@@ -85,9 +85,11 @@ class RequestEnvelope:
     async def _whole_body(self, scope: Scope, receive: Receive) -> Receive:
         """
         Raises:
-            ServiceError: 413, the body is too large; 408, it does not come, or not before the server ends.
+            ServiceError: 415, the body is packed; 413, it is too large; 408, it does not come, or not before the
+                server ends.
             ClientGoneError: the connection ended first.
         """
+        _check_encoding(scope)
         try:
             if scope["path"] == UPLOADS:
                 return self._bounded(scope, receive)
@@ -155,6 +157,10 @@ class RequestEnvelope:
         )
 
 
+def new_id() -> str:
+    return f"req_{random.getrandbits(128):032x}"
+
+
 def _template(scope: Scope) -> str:
     """Of the path, as in the API's description; a route of an included router lacks the prefix of its router."""
     template: str = getattr(scope.get("route"), "path_format", "unmatched")
@@ -219,6 +225,14 @@ async def _discard(receive: Receive) -> None:
 def _too_slow(seconds: float) -> ServiceError:
     message = f"The body did not arrive within {seconds:g} s."
     return ServiceError(message, status=408, code="body_timeout", headers={"Connection": "close"})
+
+
+def _check_encoding(scope: Scope) -> None:
+    encoding = Headers(scope=scope).get("content-encoding", "")
+    if encoding.strip().lower() not in ("", "identity"):
+        message = f"A body in Content-Encoding '{encoding[:SHOWN]}' is not accepted; send it as it is."
+        headers = {"Accept-Encoding": "identity"}
+        raise ServiceError(message, status=415, code="unsupported_encoding", headers=headers)
 
 
 def _check_declared(scope: Scope, limit: int) -> None:

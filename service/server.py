@@ -18,6 +18,7 @@ from . import logs
 from .app import create_app
 from .errors import ServiceError
 from .models import Models
+from .protocol import Protocol
 from .settings import Settings, reachable
 from .tracing import export_spans
 
@@ -136,6 +137,8 @@ def _on_signal(models: Models, stop: asyncio.Event) -> Callable[[], None]:
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=Protocol,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -115,6 +115,23 @@ def test_bad_body(shared: Running, content: bytes, headers: dict[str, str], code
     assert code in (None, error["code"])
 
 
+@pytest.mark.parametrize("path", [ROUTE, "/v1/files", "/v1/batches"])
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", "x" * 5000])
+def test_a_packed_body(shared: Running, path: str, encoding: str) -> None:
+    """Even one that is not packed at all: what it says of itself is wrong, then."""
+    headers = JSON | {"content-encoding": encoding}
+    response = shared.client.post(path, content=b'{"prompt": "a"}', headers=headers)
+    assert (response.status_code, error_of(response)["code"]) == (415, "unsupported_encoding")
+    assert response.headers["accept-encoding"] == "identity"
+    assert encoding[:200] in error_of(response)["message"]
+    assert len(response.content) < 500
+
+
+def test_a_body_that_says_that_it_is_not_packed(shared: Running) -> None:
+    headers = JSON | {"content-encoding": "Identity"}
+    assert shared.client.post(ROUTE, content=b'{"prompt": "a"}', headers=headers).status_code == 200
+
+
 def test_missing_prompt(shared: Running) -> None:
     error = error_of(shared.client.post(ROUTE, json={}))
     assert (error["param"], error["code"]) == ("prompt", "missing_required_parameter")
