@@ -336,6 +336,7 @@ class Generator:
             size=image.size,
             model=self.name,
             bundle=self.runtime.bundle.digest,
+            compression=image.compression,
         )
 
     def _filed(self, image: Image, content: bytes) -> None:
