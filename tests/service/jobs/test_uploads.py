@@ -148,7 +148,10 @@ def test_the_official_client_sends_lists_reads_and_deletes(settings: Settings) -
 @pytest.mark.parametrize(
     ("form", "param", "says"),
     [
-        ({"data": {"purpose": "fine-tune"}, "files": {"other": b"a"}}, "file", "file"),
+        ({"data": {"purpose": "fine-tune"}, "files": {"other": b"a"}}, "other", "Unknown parameter"),
+        ({"data": {"purpose": "batch", "x": "1"}, "files": {"file": b"a"}}, "x", "Unknown parameter"),
+        ({"data": {"purpose": ["batch", "fine-tune"]}, "files": {"file": b"a"}}, "purpose", "more than once"),
+        ({"data": {"purpose": "fine-tune"}}, "file", "Missing"),
         ({"files": {"file": b"a"}}, "purpose", "missing"),
         ({"data": {"purpose": "vision"}, "files": {"file": b"a"}}, "purpose", "got 'vision'"),
         ({"data": {"purpose": "batch"}, "files": {"file": b""}}, "file", "empty"),
