@@ -258,6 +258,37 @@ def test_log_has_one_line_per_request_and_no_prompts(
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/models/aliases", b'{"alias": "a", "alias": "b", "model": "fake"}', "alias"),
+        ("/v1/models/fake/load", b'{"bundle": null, "bundle": null}', "bundle"),
+        ("/v1/models/fake/versions", b'{"bundle": "x", "gate": {"a": 1, "a": 2}}', "a"),
+        ("/v1/batches", b'{"endpoint": "/v1/x", "endpoint": "/v1/y"}', "endpoint"),
+        ("/v1/fine_tuning/jobs", b'{"model": "a", "model": "b", "training_file": "c"}', "model"),
+    ],
+)
+def test_a_field_given_twice_on_other_routes(shared: Running, path: str, body: bytes, param: str) -> None:
+    response = shared.client.post(path, content=body, headers=JSON)
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (400, "duplicate_parameter", param)
+    assert shared.client.get("/v1/models/aliases").json()["data"] == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no json", b"[" * 15_000])
+def test_a_body_that_nobody_asked_for_does_no_harm(shared: Running, content: bytes) -> None:
+    assert shared.client.request("GET", "/v1/models", content=content, headers=JSON).status_code == 200
+    assert shared.client.post("/v1/models/fake/promote", content=content).status_code == 409
+
+
+@pytest.mark.parametrize("name", ["мод", "a b", "a@1", "é", "a/b/c", ""])
+def test_names_of_models_fit_into_a_header(shared: Running, name: str) -> None:
+    response = shared.client.post(
+        "/v1/models/aliases", json={"alias": f"x{name}" * bool(name), "model": "fake"}
+    )
+    assert (response.status_code, error_of(response)["param"]) == (400, "alias")
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         (b'{"prompt": "a", "prompt": "b"}', "prompt"),
