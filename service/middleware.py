@@ -38,7 +38,8 @@ SECURITY = {
 
 
 class RequestEnvelope:
-    """ASGI middleware; routes find `request_id`, `started` and `model` in `request.state`."""
+    """ASGI middleware; routes find `request_id`, `started` and `model` in `request.state`, and leave the status
+    of what ended an answer that had begun as `failed`."""
 
     def __init__(
         self,
@@ -77,10 +78,11 @@ class RequestEnvelope:
             if not isinstance(error, ServiceError):
                 log.exception("id=%s failed", state["request_id"])
             if response.status is not None:
+                state["failed"] = 500
                 raise
             await to_response(error)(scope, receive, response.send)
         finally:
-            self._account(scope, method, response.status)
+            self._account(scope, method, state.get("failed", response.told))
 
     async def _whole_body(self, scope: Scope, receive: Receive) -> Receive:
         """
@@ -171,11 +173,17 @@ def _template(scope: Scope) -> str:
 
 
 class _Response:
-    """Passes a response on, with the request's id, and remembers its status."""
+    """Passes a response on, with the request's id, and remembers its status.
+
+    Attributes:
+        status: Known once the answer begins.
+        told: The same, once all of the answer has been sent.
+    """
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send, self._request_id = send, request_id
         self.status: int | None = None
+        self.told: int | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -185,6 +193,8 @@ class _Response:
             for name, value in SECURITY.items():
                 headers.setdefault(name, value)
         await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.told = self.status
 
 
 def _head_as_get(scope: Scope) -> Scope:

@@ -75,6 +75,7 @@ def test_a_limit_by_step_images(settings: Settings, tmp_path: Path) -> None:
             client.images.generate(prompt="a", quality="low")
         assert caught.value.code == "rate_limit_exceeded"
         assert 1 <= int(caught.value.response.headers["retry-after"]) <= 8
+        assert caught.value.response.headers["x-should-retry"] == "true"
         with pytest.raises(openai.RateLimitError) as caught:
             client.images.generate(prompt="a", n=10)
         assert caught.value.response.headers["x-should-retry"] == "false"

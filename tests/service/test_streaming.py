@@ -118,6 +118,8 @@ def test_a_stream_whose_time_is_over_ends_with_an_error(settings: Settings) -> N
             streamed(client, extra_body={"deadline_ms": 500})
         runtime.gate.set()
         wait_until(lambda: running.metric("fewstep_inflight_images") == 0)
+        wait_until(lambda: running.metric("fewstep_requests_total", outcome="expired") == 1)
+        assert running.metric("fewstep_requests_total", outcome="ok") == 0
 
 
 def test_a_reader_who_leaves_a_stream_gives_up_the_rest(settings: Settings) -> None:
@@ -129,6 +131,12 @@ def test_a_reader_who_leaves_a_stream_gives_up_the_rest(settings: Settings) -> N
         wait_until(lambda: running.metric("fewstep_inflight_images") == 0)
         assert running.metric("fewstep_images_total") < 9
         assert running.metric("fewstep_cancelled_images_total") >= 1
+        assert running.metric("fewstep_requests_total", outcome="cancelled") == 1
+        assert running.metric("fewstep_request_duration_seconds_count") == 0
+        with httpx.stream("POST", running.url + ROUTE, json={**body, "n": 1}, timeout=10) as response:
+            assert "image_generation.completed" in response.read().decode()
+        wait_until(lambda: running.metric("fewstep_requests_total", outcome="ok", route=ROUTE) == 1)
+        assert running.metric("fewstep_request_duration_seconds_count") == 1
 
 
 def send(running: Running, key: str, **body: object) -> httpx.Response:
