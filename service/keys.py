@@ -171,8 +171,9 @@ def add_key(
         raise ServiceError(_told(error)) from error
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch(mode=0o600)
+    unended = file.read_bytes()[-1:] not in (b"", b"\n")  # written by hand
     with file.open("a") as stream:
-        stream.write(key.model_dump_json(exclude_defaults=True) + "\n")
+        stream.write("\n" * unended + key.model_dump_json(exclude_defaults=True) + "\n")
     return secret
 
 

@@ -170,6 +170,18 @@ def test_a_bad_file_is_told_by_line(tmp_path: Path, content: str, says: str) -> 
         Keys(tmp_path / "none")
 
 
+def test_a_key_is_added_to_a_file_without_a_last_line_end(tmp_path: Path) -> None:
+    first = add_key(tmp_path / "keys", "alice")
+    (tmp_path / "keys").write_text((tmp_path / "keys").read_text().rstrip())
+    second = add_key(tmp_path / "keys", "bob")
+    names = [
+        found.name
+        for secret in (first, second)
+        if (found := Keys(tmp_path / "keys").check(f"Bearer {secret}"))
+    ]
+    assert names == ["alice", "bob"]
+
+
 def test_keys_are_made_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "keys"
     assert main(["keys", "add", "alice", "--file", str(file), "--limit", "100"]) == 0

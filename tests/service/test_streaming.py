@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,8 @@ import openai
 import pytest
 
 from engines.runtime.sampler import generate, sample
+from service.errors import ServiceError
+from service.provenance import read_provenance
 from service.settings import Settings
 
 from .fake_runtime import FakeRuntime, make_bundle
@@ -92,6 +95,16 @@ def test_each_of_several_pictures_comes_when_it_is_ready(client: openai.OpenAI) 
     for event in events:
         expected = generate(FakeRuntime(), ["a red circle"], [event.seed], 4)[0]
         np.testing.assert_array_equal(picture(event), expected)
+
+
+def test_only_the_picture_itself_says_how_it_was_made(client: openai.OpenAI) -> None:
+    """An estimate would not be drawn again from its prompt, seed and steps."""
+    *partial, final = streamed(client, partial_images=3, quality="high")
+    files = [io.BytesIO(base64.b64decode(event.b64_json)) for event in (*partial, final)]
+    assert read_provenance(files.pop()).prompt == "a red circle"
+    for file in files:
+        with pytest.raises(ServiceError, match="does not say how it was made"):
+            read_provenance(file)
 
 
 def test_one_step_has_no_estimates(client: openai.OpenAI) -> None:
