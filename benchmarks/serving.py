@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.overload import overload
-from benchmarks.subjects import FEWSTEP, PEERS, Pythons, Running, running
+from benchmarks.subjects import FEWSTEP, PEERS, STOCK, Pythons, Running, running
 from distill.metrics.tables import markdown
 from engines.bundle import Bundle
 from engines.runtime import generate, load_runtime
@@ -216,7 +216,7 @@ def _options() -> argparse.Namespace:
     command.add_argument("--seconds", type=float, default=10.0, help="of each load")
     command.add_argument("--threads", type=int, default=1, help="of the engine, in every subject")
     command.add_argument("--batch", type=int, default=16, help="largest batch of the peers")
-    command.add_argument("--peers", default=",".join(PEERS))
+    command.add_argument("--peers", default=",".join((*PEERS, *STOCK)))
     command.add_argument("--peers-python", default=Pythons.peers)
     command.add_argument("--bento-python", default=Pythons.bento)
     command.add_argument(

@@ -20,6 +20,8 @@ import psutil
 READY_SECONDS = 120.0
 FEWSTEP = "fewstep"
 PEERS = ("plain", "lit", "bento", "rayserve")
+STOCK = ("teacher", "student")
+"""Pipelines of stock diffusers."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def _command(
     if name == "bento":
         where = ["--host", "127.0.0.1", "--port", str(port)]
         return [python, "-m", "bentoml", "serve", "benchmarks.peers.bento:Pictures", *where]
+    if name in STOCK:
+        return [python, "-m", "benchmarks.peers.stock", name]
     return [python, "-m", f"benchmarks.peers.{name}"]
 
 

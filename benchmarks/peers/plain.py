@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -17,19 +18,21 @@ class Request(BaseModel):
     seed: int
 
 
-app, work, engine = FastAPI(), Work(), threading.Lock()
+def serve(answer: Callable[[Request], dict[str, Any]]) -> None:
+    app, engine = FastAPI(), threading.Lock()
 
+    @app.get("/ready")
+    def ready() -> dict[str, bool]:
+        return {"ready": True}
 
-@app.get("/ready")
-def ready() -> dict[str, bool]:
-    return {"ready": True}
+    @app.post("/v1/images/generations")
+    def generations(request: Request) -> dict[str, Any]:
+        with engine:  # two calls at once are slower than one after the other on one core
+            return answer(request)
 
-
-@app.post("/v1/images/generations")
-def generations(request: Request) -> dict[str, Any]:
-    with engine:  # two calls at once are slower than one after the other on one core
-        return work([request.model_dump()])[0]
+    uvicorn.run(app, host="127.0.0.1", port=PORT, access_log=False)
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=PORT, access_log=False)
+    work = Work()
+    serve(lambda request: work([request.model_dump()])[0])
