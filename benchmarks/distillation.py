@@ -56,7 +56,7 @@ class NoRecord:
 def main() -> None:
     options = _options()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {"machine": _machine(), "batch": options.batch, "rounds": options.rounds}
+    results: dict[str, Any] = {"machine": machine(), "batch": options.batch, "rounds": options.rounds}
     results["time"] = {name: times(name, options.batch, options.rounds) for name in options.recipes}
     with TemporaryDirectory(prefix="fewstep-") as folder:
         worlds = {name: (_recipe(name, options.batch)) for name in options.recipes}
@@ -80,7 +80,7 @@ def _options() -> argparse.Namespace:
     return command.parse_args()
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
     return {
         "date": str(date.today()),
         "machine": f"{platform.machine()}, {os.cpu_count()} shared cores, one thread, no GPU",

@@ -22,6 +22,8 @@ MANIFEST = "bundle.json"
 PARTS = ("text_encoder", "denoiser", "decoder")
 SHIPPED = Path(__file__).parent / "shipped"
 
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "int8-qdq", "fp8-qdq"]
+"""What graphs compute in, as the exporter names it. Runtimes decide by it what they can run."""
 Size = tuple[int, int]
 """Width and height in pixels."""
 
@@ -143,7 +145,7 @@ class Manifest(BaseModel):
     name: str
     spec: dict[str, Any]
     """The student's `generator.json`, whole."""
-    precision: str
+    precision: PrecisionName
     opset: int
     graphs: dict[str, Graph]
     """`text_encoder`, `denoiser`, `decoder`."""

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.pictures import Format
+
+
+FORMATS: dict[str, Format] = {".png": "png", ".jpeg": "jpeg", ".jpg": "jpeg", ".webp": "webp"}
 
 
 def redraw(picture: Path, name_or_path: str | None, out: Path) -> None:
-    """Draws the picture in a file that the server made once more, into a PNG with the same pixels.
+    """Draws the picture in a file that the server made once more: the same file, if `out` is of its format.
 
     Args:
         name_or_path: The bundle; by default the shipped one that the picture names.
+        out: Its ending says in which format.
 
     Raises:
-        ServiceError: the file does not say how it was made, or another bundle made it.
+        ServiceError: the file does not say how it was made, another bundle made it, or `out` has another ending.
         EngineError: there is no such bundle.
     """
     from distill.files import atomic_file
@@ -24,7 +32,9 @@ def redraw(picture: Path, name_or_path: str | None, out: Path) -> None:
     from service.pictures import to_file
     from service.provenance import read_provenance
 
-    made = read_provenance(picture)
+    made, format = read_provenance(picture), FORMATS.get(out.suffix.lower())
+    if format is None:
+        raise ServiceError(f"--out {out}: expected a name that ends in {', '.join(FORMATS)}")
     bundle = Bundle.load(find_bundle(name_or_path or made.model))
     if bundle.digest != made.bundle:
         raise ServiceError(
@@ -33,4 +43,4 @@ def redraw(picture: Path, name_or_path: str | None, out: Path) -> None:
         )
     (pixels,) = generate(load_runtime(bundle), [made.prompt], [made.seed], made.steps, made.size)
     with atomic_file(out) as temporary:
-        temporary.write_bytes(to_file(pixels, "png", 100, made))
+        temporary.write_bytes(to_file(pixels, format, made.compression, made))

@@ -32,6 +32,12 @@ from .tracing import Tracing
 
 log = logging.getLogger(__name__)
 
+EXPOSED = (
+    *("x-request-id", "etag", "server-timing", "x-model-version", "x-model-digest", "idempotent-replayed"),
+    *("retry-after", "retry-after-ms", "x-should-retry", "www-authenticate"),
+)
+"""Headers that pages of other origins may read, the official client's among them."""
+
 
 def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None) -> FastAPI:
     """The server as an ASGI application; its models load while it starts to answer.
@@ -81,7 +87,7 @@ def create_app(settings: Settings, runtimes: Mapping[str, Runtime] | None = None
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "server-timing", "etag", "retry-after"],
+            expose_headers=EXPOSED,
         )
     for kind in (ServiceError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)

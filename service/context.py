@@ -14,6 +14,7 @@ from .keys import Keys, is_foreign
 from .metrics import Metrics
 from .models import Models
 from .pictures import FileStore
+from .schemas import check_unique
 from .settings import Settings
 from .tracing import Tracing
 
@@ -48,5 +49,14 @@ async def admin_of(request: Request) -> Service:
     return service
 
 
+async def fields_once(request: Request) -> None:
+    """
+    Raises:
+        ServiceError: 400, the body names a field twice.
+    """
+    check_unique(await request.body())
+
+
 InService = Annotated[Service, Depends(service_of)]
 AsAdmin = Annotated[Service, Depends(admin_of)]
+FIELDS_ONCE = Depends(fields_once)

@@ -113,7 +113,7 @@ def _lower_first(text: str) -> str:
 
 def _from_http(error: HTTPException) -> ServiceError:
     message, code = {
-        400: ("The body could not be read as JSON.", "invalid_json"),
+        400: ("The body could not be read as JSON in UTF-8.", "invalid_json"),
         404: ("There is nothing at this address; GET /docs lists the routes.", "not_found"),
         405: ("This address does not accept this method.", "method_not_allowed"),
     }.get(error.status_code, (str(error.detail), None))

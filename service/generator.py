@@ -247,6 +247,7 @@ class Generator:
             image.prompt, image.seed, image.steps, image.size, image.format, image.compression, image.client
         )
         estimate.step, estimate.x0_CHW, estimate.deadline = image.steps, x0_CHW, image.deadline
+        estimate.preliminary = True
         self._decode.put([estimate])
         return estimate
 
@@ -342,7 +343,7 @@ class Generator:
         ]
 
     def _provenance_of(self, image: Image) -> Provenance | None:
-        if not self._provenance:
+        if image.preliminary or not self._provenance:
             return None
         return Provenance(
             prompt=image.prompt,
@@ -351,6 +352,7 @@ class Generator:
             size=image.size,
             model=self.name,
             bundle=self.runtime.bundle.digest,
+            compression=image.compression,
         )
 
     def _filed(self, image: Image, content: bytes) -> None:

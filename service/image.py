@@ -52,6 +52,8 @@ class Image:
     x_CHW: Floats | None = None
     x0_CHW: Floats | None = None
     pixels_HWC: Pixels | None = None
+    preliminary: bool = False
+    """The estimate of a step before the last: not the picture that prompt, seed and steps make."""
     attempts: int = 0
     sequence: int = field(default_factory=lambda: next(_sequence))
 

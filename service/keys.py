@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import math
 import secrets
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .admission import refusal
 from .errors import ServiceError, reason_of
 
 PREFIX = "fs-"
@@ -171,8 +171,9 @@ def add_key(
         raise ServiceError(_told(error)) from error
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch(mode=0o600)
+    unended = file.read_bytes()[-1:] not in (b"", b"\n")  # written by hand
     with file.open("a") as stream:
-        stream.write(key.model_dump_json(exclude_defaults=True) + "\n")
+        stream.write("\n" * unended + key.model_dump_json(exclude_defaults=True) + "\n")
     return secret
 
 
@@ -202,9 +203,6 @@ def _told(error: ValidationError) -> str:
 def _used_up(limit: float, step_images: int, wait: float) -> ServiceError:
     if step_images > limit:
         message = f"This takes {step_images} step-images and this key has {limit:g} a minute."
-        return ServiceError(
-            message, status=429, code="rate_limit_exceeded", headers={"x-should-retry": "false"}
-        )
-    headers = {"Retry-After": str(math.ceil(wait)), "Retry-After-Ms": str(math.ceil(1000 * wait))}
+        return refusal(message, "rate_limit_exceeded", None)
     message = f"This key has {limit:g} step-images a minute, and they are used up."
-    return ServiceError(message, status=429, code="rate_limit_exceeded", headers=headers)
+    return refusal(message, "rate_limit_exceeded", wait)

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ClientGoneError, ServiceError, to_response
+from .errors import SHOWN, ClientGoneError, ServiceError, to_response
 from .keys import Keys
 from .metrics import Metrics
 
@@ -26,6 +26,8 @@ QUIET = ("/health", "/metrics", "/static")
 FILES = "/v1/images/files/"
 """Pictures under unguessable names: whoever has the address may see them."""
 UPLOADS = "/v1/files"
+SLOWEST = 16 << 10
+"""Bytes of a file in each second that it takes beyond `body_seconds`."""
 MULTIPART_BYTES = 64 << 10
 """What a form has beside its file."""
 SECURITY = {
@@ -38,7 +40,8 @@ SECURITY = {
 
 
 class RequestEnvelope:
-    """ASGI middleware; routes find `request_id`, `started` and `model` in `request.state`."""
+    """ASGI middleware; routes find `request_id`, `started` and `model` in `request.state`, and leave the status
+    of what ended an answer that had begun as `failed`."""
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class RequestEnvelope:
         scope, method = _head_as_get(scope), scope["method"]
         state = scope.setdefault("state", {})
         state |= {
-            "request_id": f"req_{random.getrandbits(128):032x}",
+            "request_id": new_id(),
             "started": time.perf_counter(),
             "model": "",
         }
@@ -77,17 +80,20 @@ class RequestEnvelope:
             if not isinstance(error, ServiceError):
                 log.exception("id=%s failed", state["request_id"])
             if response.status is not None:
+                state["failed"] = 500
                 raise
             await to_response(error)(scope, receive, response.send)
         finally:
-            self._account(scope, method, response.status)
+            self._account(scope, method, state.get("failed", response.told))
 
     async def _whole_body(self, scope: Scope, receive: Receive) -> Receive:
         """
         Raises:
-            ServiceError: 413, the body is too large; 408, it does not come, or not before the server ends.
+            ServiceError: 415, the body is packed; 413, it is too large; 408, it does not come, or not before the
+                server ends.
             ClientGoneError: the connection ended first.
         """
+        _check_encoding(scope)
         try:
             if scope["path"] == UPLOADS:
                 return self._bounded(scope, receive)
@@ -97,15 +103,16 @@ class RequestEnvelope:
             raise _too_slow(self._body_seconds) from error
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """Of a file, which may be large: passed on as it comes, as long as it comes."""
-        limit = self._max_file_bytes + MULTIPART_BYTES
+        """Of a file, which may be large: passed on as it comes, as long as it comes at a bearable speed."""
+        limit, began = self._max_file_bytes + MULTIPART_BYTES, time.perf_counter()
         _check_declared(scope, limit)
         taken, more = 0, True
 
         async def receive_some() -> Message:
             nonlocal taken, more
+            left = began + self._body_seconds + taken / SLOWEST - time.perf_counter()
             try:
-                async with asyncio.timeout(self._body_seconds if more else None):
+                async with asyncio.timeout(left if more else None):
                     message = await receive()
             except TimeoutError as error:
                 raise _too_slow(self._body_seconds) from error
@@ -155,6 +162,10 @@ class RequestEnvelope:
         )
 
 
+def new_id() -> str:
+    return f"req_{random.getrandbits(128):032x}"
+
+
 def _template(scope: Scope) -> str:
     """Of the path, as in the API's description; a route of an included router lacks the prefix of its router."""
     template: str = getattr(scope.get("route"), "path_format", "unmatched")
@@ -165,11 +176,17 @@ def _template(scope: Scope) -> str:
 
 
 class _Response:
-    """Passes a response on, with the request's id, and remembers its status."""
+    """Passes a response on, with the request's id, and remembers its status.
+
+    Attributes:
+        status: Known once the answer begins.
+        told: The same, once all of the answer has been sent.
+    """
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send, self._request_id = send, request_id
         self.status: int | None = None
+        self.told: int | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -179,6 +196,8 @@ class _Response:
             for name, value in SECURITY.items():
                 headers.setdefault(name, value)
         await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.told = self.status
 
 
 def _head_as_get(scope: Scope) -> Scope:
@@ -219,6 +238,14 @@ async def _discard(receive: Receive) -> None:
 def _too_slow(seconds: float) -> ServiceError:
     message = f"The body did not arrive within {seconds:g} s."
     return ServiceError(message, status=408, code="body_timeout", headers={"Connection": "close"})
+
+
+def _check_encoding(scope: Scope) -> None:
+    encoding = Headers(scope=scope).get("content-encoding", "")
+    if encoding.strip().lower() not in ("", "identity"):
+        message = f"A body in Content-Encoding '{encoding[:SHOWN]}' is not accepted; send it as it is."
+        headers = {"Accept-Encoding": "identity"}
+        raise ServiceError(message, status=415, code="unsupported_encoding", headers=headers)
 
 
 def _check_declared(scope: Scope, limit: int) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -30,12 +29,11 @@ from .errors import ServiceError, invalid
 from .generator import Generator
 from .hosting import POLL_SECONDS, Host, Hosted
 from .metrics import Metrics
-from .settings import Settings
+from .settings import MODEL_NAME, MODEL_NAME_FORM, Settings
 from .versions import Ledger, Line, Served, Version
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}(/[A-Za-z0-9][\w.-]{0,63})?")
 ModelState = Literal["ready", "loading", "stalled", "unloaded"]
 
 
@@ -418,9 +416,8 @@ class Models:
         return name
 
     def _check_name(self, name: str, param: str) -> None:
-        if not NAME.fullmatch(name):
-            expected = "letters, digits, dots, dashes, underscores, and one slash between two such parts"
-            raise invalid(param, f"Invalid '{param}': expected {expected}.")
+        if not MODEL_NAME.fullmatch(name):
+            raise invalid(param, f"Invalid '{param}': expected {MODEL_NAME_FORM}.")
 
     def _check_open(self) -> None:
         if self._draining:

@@ -29,6 +29,8 @@ class Provenance(BaseModel):
     model: str
     bundle: str
     """Digest of the bundle."""
+    compression: int = 100
+    """Quality of a lossy file."""
 
     def png(self) -> PngImagePlugin.PngInfo:
         info = PngImagePlugin.PngInfo()
@@ -43,7 +45,7 @@ class Provenance(BaseModel):
 
     def _json(self) -> str:
         # Both places hold ASCII and Latin letters only.
-        return json.dumps(self.model_dump(mode="json"))
+        return json.dumps(self.model_dump(mode="json", exclude_defaults=True))
 
 
 def read_provenance(file: Path | io.BytesIO) -> Provenance:

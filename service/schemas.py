@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -104,21 +105,29 @@ class ImagesRequest(BaseModel):
     )
 
 
+def unique(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Fields as they come -> fields by name; for `json.loads` as its `object_pairs_hook`.
+
+    Raises:
+        ServiceError: one is given twice, of which parsers take the one or the other.
+    """
+    found = dict(fields)
+    if len(found) < len(fields):
+        names = [name for name, _ in fields]
+        twice = next(name for name in names if names.count(name) > 1)[:SHOWN]
+        raise invalid(twice, f"Parameter '{twice}' is given more than once.", "duplicate_parameter")
+    return found
+
+
 def check_unique(body: bytes) -> None:
     """
     Raises:
-        ServiceError: an object of a valid body names a field twice, of which JSON parsers take one or the other.
+        ServiceError: the body is JSON, and an object in it names a field twice.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)[:SHOWN]
-            raise invalid(twice, f"Parameter '{twice}' is given more than once.", "duplicate_parameter")
-        return fields
-
-    json.loads(body, object_pairs_hook=unique)
+    try:
+        json.loads(body, object_pairs_hook=unique)
+    except (ValueError, RecursionError):
+        return  # who needs JSON will say so
 
 
 class ImageObject(BaseModel):

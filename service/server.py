@@ -18,6 +18,7 @@ from . import logs
 from .app import create_app
 from .errors import ServiceError
 from .models import Models
+from .protocol import Protocol
 from .settings import Settings, reachable
 from .tracing import export_spans
 
@@ -78,14 +79,15 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings)
     models: Models = app.state.service.models
     loading, stop = models.start(), asyncio.Event()
-    server = _Server(_config(app, settings), _on_signal(models, stop))
+    server = _Server(_config(app), _on_signal(models, stop))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({loading, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             _check(loading)
-            _announce(models, listener, time.perf_counter() - started)
+            locked = settings.api_keys is not None
+            _announce(models, listener, time.perf_counter() - started, locked)
             await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         # Still listening, so that a load balancer sees /health/ready turn and late requests get a 503.
@@ -133,9 +135,11 @@ def _on_signal(models: Models, stop: asyncio.Event) -> Callable[[], None]:
     return on_signal
 
 
-def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def _config(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=Protocol,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -143,12 +147,13 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-def _announce(models: Models, listener: socket.socket, seconds: float) -> None:
+def _announce(models: Models, listener: socket.socket, seconds: float, locked: bool) -> None:
     host, port = listener.getsockname()[:2]
     host = reachable(host)
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     body = json.dumps({"prompt": "a red circle on a white background", "response_format": "url"})
-    curl = f"curl {address}/v1/images/generations -H 'Content-Type: application/json' -d '{body}'"
+    key = "-H 'Authorization: Bearer KEY' " if locked else ""
+    curl = f"curl {address}/v1/images/generations {key}-H 'Content-Type: application/json' -d '{body}'"
     print(
         f"fewstep serves {', '.join(models.names)} at {address} (ready in {seconds:.1f} s)\n  {curl}",
         flush=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,9 @@ from .errors import ServiceError, reason_of
 PREFIX, FILE = "FEWSTEP_", "_FILE"
 CLIENTS = ("FEWSTEP_URL", "FEWSTEP_KEY")
 """Which server `fewstep jobs` asks, and with which key; a server in the same environment takes no notice."""
+MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}(/[A-Za-z0-9][\w.-]{0,63})?", re.ASCII)
+"""It stands in addresses, headers and labels."""
+MODEL_NAME_FORM = "ASCII letters, digits, dots, dashes, underscores, and one slash between two such parts"
 DEFAULT_MODELS = {"shapes-sana-sid": "shapes-sana-sid"}
 
 
@@ -277,6 +281,14 @@ class Settings(BaseSettings):
             value = json.loads(value) if value.lstrip().startswith("{") else value.split(",")
         if isinstance(value, (list, tuple)):
             value = _by_name([_parse_model(entry) for entry in value if entry.strip()])
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _check_models(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not MODEL_NAME.fullmatch(name):
+                raise ValueError(f"{name[:100]!r} cannot be a model's name; expected {MODEL_NAME_FORM}")
         return value
 
 

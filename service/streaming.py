@@ -13,7 +13,7 @@ from typing import Any
 
 from engines.runtime.base import Floats
 
-from .errors import ServiceError, to_response
+from .errors import ServiceError, as_service_error, to_response
 from .image import Image
 from .orders import Order, quality_of, written
 from .usage import timing_of, usage_of
@@ -26,13 +26,15 @@ Arrival = tuple[int, int | None, "Future[bytes]"]
 class Stream:
     """The events of one order; to be made before it is submitted."""
 
-    def __init__(self, order: Order, partial_images: int, on_complete: Callable[[], None]) -> None:
+    def __init__(
+        self, order: Order, partial_images: int, on_end: Callable[[ServiceError | None], None]
+    ) -> None:
         """
         Args:
             partial_images: Estimates to be sent of each picture, as far as it has as many steps.
-            on_complete: Called when every picture has been sent.
+            on_end: Called when every picture has been sent, with None, or else with why they are not.
         """
-        self._order, self._partial_images, self._on_complete = order, partial_images, on_complete
+        self._order, self._partial_images, self._on_end = order, partial_images, on_end
         self._loop = asyncio.get_running_loop()
         self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
         if partial_images:
@@ -54,9 +56,10 @@ class Stream:
                 else:
                     latest[position] = index
                 yield self._event(position, index, file.result())
-            self._on_complete()
+            self._on_end(None)
         except Exception as error:
-            known = self._order.late() if isinstance(error, TimeoutError) else error
+            known = self._order.late() if isinstance(error, TimeoutError) else as_service_error(error)
+            self._on_end(known)
             yield b"event: error\ndata: " + bytes(to_response(known).body) + b"\n\n"
         finally:
             if waiting:

@@ -11,12 +11,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .errors import ServiceError
 from .image import Image
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 SPAN = "images.generate"
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 class Tracing:
@@ -40,7 +42,8 @@ class Tracing:
         started: float,
         attributes: Mapping[str, Any],
     ) -> None:
-        """Spans of a request that is done, below the one in the headers' `traceparent`, if any.
+        """Spans of a request that is done, below the one that is open here, as newer versions of FastAPI open
+        one, or else the one in the headers' `traceparent`, if any.
 
         Args:
             started: On the clock of `time.perf_counter`, as are the phases' times in the images.
@@ -55,9 +58,9 @@ class Tracing:
         def nanoseconds(moment: float) -> int:
             return int((moment + offset) * 1e9)
 
-        parent = self._tracer.start_span(
-            SPAN, extract(dict(headers)), attributes=attributes, start_time=nanoseconds(started)
-        )
+        inherited = trace.get_current_span().get_span_context().is_valid
+        above = None if inherited else extract(dict(headers))
+        parent = self._tracer.start_span(SPAN, above, attributes=attributes, start_time=nanoseconds(started))
         inside = trace.set_span_in_context(parent)
         for image in images if parent.is_recording() else ():  # not sampled, or sent nowhere
             for stage, begun, ended in image.intervals:
@@ -69,15 +72,21 @@ class Tracing:
 
 
 def export_spans() -> None:
-    """Sends the spans of this process to the collector that the environment names, if it names one."""
-    if not (
-        os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    ):
+    """Sends the spans of this process to the collector that the environment names, if it names one.
+
+    Raises:
+        ServiceError: it does, and the extra `otel` is not installed.
+    """
+    named = [name for name in ENDPOINTS if os.environ.get(name)]
+    if not named:
         return
-    from opentelemetry import trace
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    try:
+        from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise ServiceError(f"{named[0]} needs the extra otel: pip install 'fewstep[otel]'") from error
 
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

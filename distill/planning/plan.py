@@ -37,6 +37,7 @@ from .rehearsal import (
 UTILISATION = 0.4  # of the dense rate; large transformers in bfloat16 commonly reach 0.3 ... 0.5
 RESERVE = 2 * GIB  # CUDA's context, workspaces of kernels, fragmentation
 FLOAT32 = 4
+AGAIN = "activation checkpointing"
 MORE_GPUS = (2, 4, 8, 16, 32, 64)
 UPDATES = ("fake_forward", "fake_backward", "generator_forward", "generator_backward")
 
@@ -257,9 +258,13 @@ def _numel(module: nn.Module) -> int:
 
 
 def _estimate(recipe: Recipe, sizes: Sizes, mode: Mode, parts: int, stages: Stages) -> Estimate:
-    resting = resting_memory(sizes, mode, recipe.ema is not None, _moments(recipe))
+    encoding = resting_memory(sizes, mode, recipe.ema is not None, _moments(recipe))
+    resting = _training(recipe, encoding)
     unsharded = resting.gradients * mode.gpus
-    memories = {name: _at_work(resting, name, stage, unsharded) for name, stage in stages.items()}
+    memories = {
+        name: _at_work(encoding if name == "text" else resting, name, stage, unsharded)
+        for name, stage in stages.items()
+    }
     stage = max(memories, key=lambda name: memories[name].total)
     return Estimate(mode, memories[stage], stage, parts * _flops_of_part(recipe, stages))
 
@@ -273,6 +278,8 @@ def _at_work(resting: Memory, name: str, stage: Stage, gradients: int) -> Memory
 def _flops_of_part(recipe: Recipe, stages: Stages) -> float:
     """Operations of one part of a batch in all updates of an iteration, expected over k."""
     flops = {name: stage.flops for name, stage in stages.items()}
+    if recipe.embedding_cache:
+        flops["text"] = 0  # once for all iterations
     fake = flops["text"] + flops["fake_forward"] + flops["fake_backward"]
     generator = flops["text"] + flops["generator_forward"] + flops["generator_backward"]
     one_step = flops["fake_forward"] / (1 + branches(recipe.guidance.fake_train))
@@ -306,8 +313,13 @@ def resting_memory(sizes: Sizes, mode: Mode, average: bool = False, moments: int
     )
 
 
-def _resting(plan: Plan, mode: Mode) -> int:
-    return resting_memory(plan.sizes, mode, plan.recipe.ema is not None, _moments(plan.recipe)).total
+def _training(recipe: Recipe, resting: Memory) -> Memory:
+    """Once the prompts are encoded: with a cache of embeddings the text encoders are gone."""
+    return replace(resting, text_encoders=0) if recipe.embedding_cache else resting
+
+
+def _resting(recipe: Recipe, sizes: Sizes, mode: Mode) -> int:
+    return _training(recipe, resting_memory(sizes, mode, recipe.ema is not None, _moments(recipe))).total
 
 
 def _moments(recipe: Recipe) -> int:
@@ -321,30 +333,62 @@ def remedies(plan: Plan, gpu: Gpu) -> list[str]:
     """
     if plan.plain.fits(gpu):
         return []
-    mode, images = plan.plain.mode, plan.images
-    one = f"accumulation {plan.recipe.batch} (one image at a time)"
-    again = "activation checkpointing"
-    ways = [(again, replace(mode, checkpointing=True), images)]
-    if images > 1:
-        ways += [(one, mode, 1), (f"{again} and {one}", replace(mode, checkpointing=True), 1)]
-    if mode.adapter is None:
-        lora = replace(mode, adapter="lora")
-        ways += [("adapter lora", lora, images)]
-        ways += [(f"adapter lora, {again}", replace(lora, checkpointing=True), images)]
-    more = [n for n in MORE_GPUS if n > mode.gpus and plan.recipe.batch % n == 0]
-    sharded = [replace(mode, gpus=n, checkpointing=True) for n in more]
-    enough = [way for way in sharded if _about(plan, way, images) <= gpu.memory]
-    ways += [(f"{way.gpus} GPUs, {again}", way, images) for way in enough[:1]]
-    fitting = [(words, total) for words, way, n in ways if (total := _about(plan, way, n)) <= gpu.memory]
+    found = [*_ways(plan), *_on_more_gpus(plan, gpu)]
+    fitting = [(way.words, total) for way in found if (total := _about(plan, way)) <= gpu.memory]
     return [f"{words}: about {total / GIB:.0f} GiB" for words, total in fitting]
 
 
-def _about(plan: Plan, mode: Mode, images: int) -> float:
+@dataclass(frozen=True)
+class Way:
+    """Another way of running a plan.
+
+    Attributes:
+        images: At a time on each GPU.
+        cached: Whether embeddings of the prompts are, so that the text encoders leave.
+    """
+
+    words: str
+    mode: Mode
+    images: int
+    cached: bool
+
+
+def _ways(plan: Plan) -> list[Way]:
+    cached = bool(plan.recipe.embedding_cache)
+    plain = Way("", plan.plain.mode, plan.images, cached)
+    again = replace(plain, words=AGAIN, mode=replace(plain.mode, checkpointing=True))
+    ways = [again]
+    if not cached:
+        ways += [replace(plain, words="embedding cache", cached=True)]
+        ways += [replace(again, words=f"{AGAIN} and embedding cache", cached=True)]
+    if plan.images > 1:
+        one = f"accumulation {plan.recipe.batch} (one image at a time)"
+        ways += [replace(plain, words=one, images=1), replace(again, words=f"{AGAIN} and {one}", images=1)]
+    if plain.mode.adapter is None:
+        for way, words in ((plain, "adapter lora"), (again, f"adapter lora, {AGAIN}")):
+            ways.append(replace(way, words=words, mode=replace(way.mode, adapter="lora")))
+    return ways
+
+
+def _on_more_gpus(plan: Plan, gpu: Gpu) -> list[Way]:
+    """The fewest that do, if any."""
+    mode, cached = plan.plain.mode, bool(plan.recipe.embedding_cache)
+    more = [n for n in MORE_GPUS if n > mode.gpus and plan.recipe.batch % n == 0]
+    sharded = [
+        Way(f"{n} GPUs, {AGAIN}", replace(mode, gpus=n, checkpointing=True), plan.images, cached)
+        for n in more
+    ]
+    return [way for way in sharded if _about(plan, way) <= gpu.memory][:1]
+
+
+def _about(plan: Plan, way: Way) -> float:
     """Bytes that another way of running would take, with the reserve."""
-    known = plan.checkpointed if mode.checkpointing else plan.plain
-    per_image = known.memory.activations / plan.images
-    activations = per_image * images if known.stage in UPDATES else known.memory.activations
-    return _resting(plan, mode) + activations + RESERVE
+    known = plan.checkpointed if way.mode.checkpointing else plan.plain
+    activations = float(known.memory.activations)
+    if known.stage in UPDATES:
+        activations *= way.images / plan.images
+    recipe = plan.recipe.model_copy(update={"embedding_cache": way.cached})
+    return _resting(recipe, plan.sizes, way.mode) + activations + RESERVE
 
 
 def refuse_if_too_small(recipe: Recipe, available: int, device: str, mode: Mode | None = None) -> None:
@@ -362,7 +406,7 @@ def refuse_if_too_small(recipe: Recipe, available: int, device: str, mode: Mode 
     mode = mode or Mode.of(recipe)
     with _outline(recipe) as pipeline:
         sizes = _sizes(pipeline, mode.rank)
-    least = resting_memory(sizes, mode, recipe.ema is not None, _moments(recipe)).total
+    least = _resting(recipe, sizes, mode)
     if least > available:
         raise DistillError(
             f"{device} has {available / GIB:.1f} GiB, but weights, gradients and optimizers of {recipe.teacher} "

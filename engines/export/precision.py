@@ -22,6 +22,7 @@ from types import MappingProxyType
 
 import torch
 
+from ..bundle import PrecisionName
 from ..errors import EngineError
 from ..runtime.onnx import NOT_ON_CPU
 
@@ -42,7 +43,7 @@ class Precision:
         scales: What activations are quantised by: `as they come`, or fixed beforehand for `int8` or `fp8`.
     """
 
-    name: str
+    name: PrecisionName
     tolerance: Mapping[str, float]
     quantised: tuple[str, ...] = ()
     half: Half = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import ServiceError, from_validation, invalid
+from ..schemas import unique
 from .schemas import LineRequest
 
 PARAM = "input_file_id"
@@ -87,7 +88,7 @@ def _parse(text: bytes, line_bytes: int) -> LineRequest:
     if len(text.rstrip(b"\r\n")) > line_bytes:
         raise invalid("line", f"It is longer than {line_bytes} bytes.")
     try:
-        content = json.loads(text.decode("utf-8"))
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except UnicodeDecodeError as error:
         raise invalid("line", f"It is not UTF-8 text (byte 0x{text[error.start]:02x}).") from error
     except (ValueError, RecursionError) as error:

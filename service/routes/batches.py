@@ -8,14 +8,14 @@ from fastapi import APIRouter, Query, Request
 
 from ..batches.schemas import BatchList, BatchObject, BatchRequest, batch_object
 from ..batches.store import NewBatch
-from ..context import InService, Service
+from ..context import FIELDS_ONCE, InService, Service
 from ..idempotency import HEADER
 from ..jobs.objects import page_of
 from ..jobs.tables import BatchRow
 from .files import visible_to
 from .images import ERRORS
 
-router = APIRouter(prefix="/v1/batches", tags=["batches"])
+router = APIRouter(prefix="/v1/batches", tags=["batches"], dependencies=[FIELDS_ONCE])
 
 
 @router.post("", responses=ERRORS)

@@ -15,6 +15,7 @@ from ..errors import SHOWN, ServiceError, invalid
 from ..jobs.objects import file_object, page_of
 from ..jobs.schemas import FileDeleted, FileList, FileObject
 from ..jobs.uploads import PURPOSES
+from ..schemas import unique
 from .images import ERRORS
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
@@ -44,6 +45,7 @@ async def create_file(request: Request, service: InService) -> FileObject:
     batches: JSONL with a request in each line."""
     try:
         async with request.form(max_files=1, max_fields=20) as form:
+            _check_names(form)
             file, purpose = _file(form), _purpose(form, request)
             row = await service.jobs.call(
                 service.jobs.uploads.add,
@@ -53,7 +55,7 @@ async def create_file(request: Request, service: InService) -> FileObject:
                 request.state.client,
             )
     except HTTPException as error:
-        message = f"The body is no multipart form: {error.detail}."
+        message = f"The body is no multipart form: {error.detail.rstrip('.')}."
         raise ServiceError(message, code="invalid_body") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -105,6 +107,13 @@ def visible_to(request: Request) -> str | None:
 def _located(service: Service, id: str, client: str | None) -> Any:
     row = service.jobs.uploads.get(id, client)
     return row, service.jobs.uploads.path(row)
+
+
+def _check_names(form: FormData) -> None:
+    for name in unique(form.multi_items()):
+        if name not in ("file", "purpose"):
+            name = name[:SHOWN]
+            raise invalid(name, f"Unknown parameter: '{name}'.", "unknown_parameter")
 
 
 def _file(form: FormData) -> UploadFile:

@@ -52,8 +52,7 @@ async def generate(body: ImagesRequest, request: Request, service: InService) ->
 async def _answered(body: ImagesRequest, hosted: Hosted, request: Request, service: Service) -> Response:
     client, deadline, generator = client_of(body, request), deadline_of(body, request), hosted.generator
     order = read_order(body, generator, service.settings, client=client, deadline=deadline)
-    had = request.headers.get("if-none-match")
-    if body.seed is not None and had is not None and had == order.etag:
+    if body.seed is not None and order.etag in _tags(request.headers.get("if-none-match", "")):
         raise ServiceError("You have these pictures already.", status=412, code="not_modified")
     check_stream(body.partial_images or 0, bool(body.stream), body.response_format)
     if body.stream:
@@ -71,9 +70,7 @@ async def _drawn(order: Order, version: Version, service: Service, request: Requ
         data = await asyncio.to_thread(_data, order, files, request, service)
     else:
         data = _data(order, files, request, service)
-    service.metrics.request_seconds.observe(time.perf_counter() - request.state.started)
-    attributes = {"model": order.generator.name, "steps": order.steps, "images": len(files)}
-    service.tracing.record(request.headers, order.images, request.state.started, attributes)
+    _note(order, service, request)
     content = answer(order, data).model_dump_json(exclude_unset=True)
     headers = {"Server-Timing": _server_timing(order.images), "ETag": order.etag, **_told(version)}
     return Response(content, headers=headers, media_type="application/json")
@@ -90,13 +87,24 @@ def _submit(order: Order, service: Service, key: Key | None) -> None:
 
 
 def _streamed(order: Order, version: Version, service: Service, request: Request) -> Response:
-    def complete() -> None:
-        service.metrics.request_seconds.observe(time.perf_counter() - request.state.started)
+    def end(error: ServiceError | None) -> None:
+        if error is None:
+            _note(order, service, request)
+        else:
+            request.state.failed = error.status
 
-    stream = Stream(order, order.body.partial_images or 0, complete)
+    stream = Stream(order, order.body.partial_images or 0, end)
     _submit(order, service, request.state.key)
     headers = {"Cache-Control": "no-store", **_told(version)}
     return StreamingResponse(stream.events(), media_type="text/event-stream", headers=headers)
+
+
+def _note(order: Order, service: Service, request: Request) -> None:
+    """What a request took, once its pictures are there."""
+    started: float = request.state.started
+    service.metrics.request_seconds.observe(time.perf_counter() - started)
+    attributes = {"model": order.generator.name, "steps": order.steps, "images": len(order.images)}
+    service.tracing.record(request.headers, order.images, started, attributes)
 
 
 def _told(version: Version) -> dict[str, str]:
@@ -125,6 +133,11 @@ def deadline_of(body: ImagesRequest, request: Request) -> float:
         return math.inf
     patience = request.headers.get("x-stainless-read-timeout", "")
     return started + float(patience) if PATIENCE.fullmatch(patience) else math.inf
+
+
+def _tags(header: str) -> list[str]:
+    """Of an `If-None-Match`; a proxy that packs what it passes on makes them weak."""
+    return [tag.strip().removeprefix("W/") for tag in header.split(",")]
 
 
 def client_of(body: ImagesRequest, request: Request) -> str:

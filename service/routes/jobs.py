@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
-from ..context import InService, Service
+from ..context import FIELDS_ONCE, InService, Service
 from ..errors import SHOWN, ServiceError, invalid
 from ..idempotency import HEADER
 from ..jobs.objects import checkpoint_object, event_number, event_object, job_object, page_of
@@ -38,7 +38,7 @@ def allowed(request: Request) -> None:
         raise ServiceError(message, status=403, code="permission_denied")
 
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[Depends(allowed)])
+router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[Depends(allowed), FIELDS_ONCE])
 teachers = APIRouter(prefix="/teachers", tags=["jobs"], dependencies=[Depends(allowed)])
 
 METADATA = re.compile(r"^metadata\[(.*)\]$", re.DOTALL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from ..context import AsAdmin, InService, Service
+from ..context import FIELDS_ONCE, AsAdmin, InService, Service
 from ..orders import written
 from ..schemas import (
     AliasList,
@@ -20,7 +20,7 @@ from ..schemas import (
 from ..versions import Line, Version
 from .images import ERRORS
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[FIELDS_ONCE])
 
 
 @router.get("/v1/models", responses=ERRORS)

@@ -140,6 +140,6 @@ def test_the_plot_is_drawn(tmp_path: Path) -> None:
     memory = {
         "a": {name: {"resting": 1.0, "peak": 2.0} for name in ("straightforward", *distillation.VARIANTS)}
     }
-    results = {"machine": distillation._machine(), "time": {"a": measured()}, "memory": memory}
+    results = {"machine": distillation.machine(), "time": {"a": measured()}, "memory": memory}
     distillation._plot(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000

@@ -19,10 +19,12 @@ from distill.pipeline import load_pipeline
 from distill.planning.gpus import GIB, GPUS, Gpu
 from distill.planning.outline import outline
 from distill.planning.plan import (
+    UPDATES,
     Estimate,
     Mode,
     Plan,
     Sizes,
+    _estimate,
     _flops_of_part,
     _share,
     count_passes,
@@ -133,6 +135,41 @@ def test_what_fits_needs_no_remedy(plan: Plan) -> None:
     assert plan.plain.fits(GPUS["RTX-4090"])
 
 
+def test_a_cache_of_embeddings_takes_the_text_encoders_away(tiny: Tiny, plan: Plan) -> None:
+    """In training; while they encode they are there, without gradients. Iterations have no operations for text."""
+    cached = make_plan(recipe_for(tiny("sana"), batch=16, accumulation=2, embedding_cache=True))
+    assert plan.plain.memory.text_encoders > 0
+    assert cached.plain.memory == replace(plan.plain.memory, text_encoders=0)
+    assert cached.plain.stage == plan.plain.stage
+    assert 0 < cached.plain.flops < plan.plain.flops
+    stages = {name: Stage(1, peak) for name, peak in {"text": 300, **dict.fromkeys(UPDATES, 9000)}.items()}
+    recipe = cached.recipe
+    large = _estimate(recipe, SIZES, Mode(), 1, stages)
+    assert (large.stage, large.memory.text_encoders) == ("fake_forward", 0)
+    reading = _estimate(recipe, replace(SIZES, text_encoders=9000), Mode(), 1, stages)
+    assert (reading.stage, reading.memory.text_encoders, reading.memory.gradients) == ("text", 36_000, 0)
+
+
+def test_a_cache_of_embeddings_is_a_remedy_where_there_is_none_yet(plan: Plan) -> None:
+    resting = plan.plain.memory.total - plan.plain.memory.activations
+    text = plan.plain.memory.text_encoders
+    gpu = Gpu("just too small", (resting + GIB * 10 + 2 * GIB - text // 2) / GIB, 1e12, 1e12)
+    assert "embedding cache: about 12 GiB" in remedies(heavy(plan, 10), gpu)
+    having = replace(plan, recipe=plan.recipe.model_copy(update={"embedding_cache": True}))
+    assert not any("embedding" in line for line in remedies(heavy(having, 10), gpu))
+
+
+def test_a_device_that_holds_it_without_text_encoders_is_not_refused(tiny: Tiny) -> None:
+    recipe = recipe_for(tiny("sana"))
+    with_cache = recipe.model_copy(update={"embedding_cache": True})
+    memory = resting_memory(make_plan(recipe).sizes, Mode())
+    enough = memory.total - memory.text_encoders
+    refuse_if_too_small(with_cache, enough, "cuda")
+    for wanted, available in ((recipe, enough), (with_cache, enough - 1)):
+        with pytest.raises(DistillError, match="before the first image"):
+            refuse_if_too_small(wanted, available, "cuda")
+
+
 def heavy(plan: Plan, gib: float) -> Plan:
     """The same with `gib` of activations, a tenth of it with checkpointing, at the generator's loss."""
 
@@ -147,7 +184,8 @@ def heavy(plan: Plan, gib: float) -> Plan:
 def test_remedies_are_named_when_it_does_not_fit(plan: Plan) -> None:
     said = remedies(heavy(plan, 100), GPUS["H100"])
     assert said[0] == "activation checkpointing: about 12 GiB"
-    assert said[1].startswith("accumulation 16 (one image at a time): about 15 GiB")
+    assert said[1] == "activation checkpointing and embedding cache: about 12 GiB"
+    assert said[2].startswith("accumulation 16 (one image at a time): about 15 GiB")
     assert any(line.startswith("adapter lora, activation checkpointing") for line in said)
     assert sum("GPUs" in line for line in said) == 1, "the fewest that do"
     assert not any(line.startswith("adapter lora: ") for line in said), "which does not save activations"

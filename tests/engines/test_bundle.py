@@ -79,6 +79,10 @@ def test_invalid_json_is_refused(copy: Path):
         (lambda content: content["certificate"].update(measurements=[]), "certificate.measurements: "),
         (lambda content: content.update(schema_version=2), "schema_version: "),
         (lambda content: content.update(surprise=1), "surprise: Extra inputs"),
+        (
+            lambda content: content.update(precision="fp4"),
+            "precision: Input should be 'fp32', 'fp16', 'bf16', ",
+        ),
         (lambda content: content["spec"].pop("levels"), "spec.levels: Field required"),
         (lambda content: content["graphs"].pop("decoder"), "graph decoder is missing"),
         (lambda content: content["files"].pop("denoiser.onnx"), "denoiser.onnx has no digest"),

@@ -37,7 +37,7 @@ def make_bundle(
     manifest = Manifest(
         name="fake",
         spec=spec,
-        precision="float32",
+        precision="fp32",
         opset=20,
         graphs={"denoiser": Graph(file="denoiser.onnx", inputs=(), outputs=())},
         batch_sizes=batch_sizes,

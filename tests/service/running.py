@@ -14,6 +14,7 @@ import uvicorn
 
 from engines.runtime.base import Runtime
 from service.app import create_app
+from service.protocol import Protocol
 from service.settings import Settings
 
 
@@ -45,11 +46,17 @@ def run_server(
     ready: bool = True,
     workers: bool = False,
     port: int = 0,
+    protocol: type[Protocol] = Protocol,
 ) -> Iterator[Running]:
     """With `workers` it runs the jobs that it takes on; on port 0 it listens on a free one."""
     settings = settings.model_copy(update={"jobs_workers": workers})
     config = uvicorn.Config(
-        create_app(settings, runtimes), port=port, log_config=None, timeout_graceful_shutdown=5
+        create_app(settings, runtimes),
+        http=protocol,
+        ws="none",
+        port=port,
+        log_config=None,
+        timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))

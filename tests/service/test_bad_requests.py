@@ -115,6 +115,23 @@ def test_bad_body(shared: Running, content: bytes, headers: dict[str, str], code
     assert code in (None, error["code"])
 
 
+@pytest.mark.parametrize("path", [ROUTE, "/v1/files", "/v1/batches"])
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", "x" * 5000])
+def test_a_packed_body(shared: Running, path: str, encoding: str) -> None:
+    """Even one that is not packed at all: what it says of itself is wrong, then."""
+    headers = JSON | {"content-encoding": encoding}
+    response = shared.client.post(path, content=b'{"prompt": "a"}', headers=headers)
+    assert (response.status_code, error_of(response)["code"]) == (415, "unsupported_encoding")
+    assert response.headers["accept-encoding"] == "identity"
+    assert encoding[:200] in error_of(response)["message"]
+    assert len(response.content) < 500
+
+
+def test_a_body_that_says_that_it_is_not_packed(shared: Running) -> None:
+    headers = JSON | {"content-encoding": "Identity"}
+    assert shared.client.post(ROUTE, content=b'{"prompt": "a"}', headers=headers).status_code == 200
+
+
 def test_missing_prompt(shared: Running) -> None:
     error = error_of(shared.client.post(ROUTE, json={}))
     assert (error["param"], error["code"]) == ("prompt", "missing_required_parameter")
@@ -238,6 +255,37 @@ def test_log_has_one_line_per_request_and_no_prompts(
     (line,) = about_it()
     assert f"method=POST route={ROUTE} status=200 model=fake ms=" in line
     assert not any("confidential" in line for line in lines())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/models/aliases", b'{"alias": "a", "alias": "b", "model": "fake"}', "alias"),
+        ("/v1/models/fake/load", b'{"bundle": null, "bundle": null}', "bundle"),
+        ("/v1/models/fake/versions", b'{"bundle": "x", "gate": {"a": 1, "a": 2}}', "a"),
+        ("/v1/batches", b'{"endpoint": "/v1/x", "endpoint": "/v1/y"}', "endpoint"),
+        ("/v1/fine_tuning/jobs", b'{"model": "a", "model": "b", "training_file": "c"}', "model"),
+    ],
+)
+def test_a_field_given_twice_on_other_routes(shared: Running, path: str, body: bytes, param: str) -> None:
+    response = shared.client.post(path, content=body, headers=JSON)
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (400, "duplicate_parameter", param)
+    assert shared.client.get("/v1/models/aliases").json()["data"] == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no json", b"[" * 15_000])
+def test_a_body_that_nobody_asked_for_does_no_harm(shared: Running, content: bytes) -> None:
+    assert shared.client.request("GET", "/v1/models", content=content, headers=JSON).status_code == 200
+    assert shared.client.post("/v1/models/fake/promote", content=content).status_code == 409
+
+
+@pytest.mark.parametrize("name", ["мод", "a b", "a@1", "é", "a/b/c", ""])
+def test_names_of_models_fit_into_a_header(shared: Running, name: str) -> None:
+    response = shared.client.post(
+        "/v1/models/aliases", json={"alias": f"x{name}" * bool(name), "model": "fake"}
+    )
+    assert (response.status_code, error_of(response)["param"]) == (400, "alias")
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,17 @@ def test_an_error_after_the_answer_began_is_not_answered_twice() -> None:
     with pytest.raises(ValueError, match="too late"):
         exchange.run(half)
     assert [message["type"] for message in exchange.sent] == ["http.response.start"]
+    assert exchange.counted("error") == 1
+
+
+def test_an_answer_that_breaks_off_is_not_counted_as_a_good_one() -> None:
+    async def leaving(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+
+    exchange = Exchange(part(b""))
+    exchange.run(leaving)
+    assert (exchange.counted("cancelled"), exchange.counted("ok")) == (1, 0)
 
 
 def test_every_answer_has_an_id_of_its_own() -> None:

@@ -75,6 +75,7 @@ def test_a_limit_by_step_images(settings: Settings, tmp_path: Path) -> None:
             client.images.generate(prompt="a", quality="low")
         assert caught.value.code == "rate_limit_exceeded"
         assert 1 <= int(caught.value.response.headers["retry-after"]) <= 8
+        assert caught.value.response.headers["x-should-retry"] == "true"
         with pytest.raises(openai.RateLimitError) as caught:
             client.images.generate(prompt="a", n=10)
         assert caught.value.response.headers["x-should-retry"] == "false"
@@ -167,6 +168,18 @@ def test_a_bad_file_is_told_by_line(tmp_path: Path, content: str, says: str) -> 
         ServiceError, match=r"\(FEWSTEP_API_KEYS\): cannot read .*none: No such .*fewstep keys add"
     ):
         Keys(tmp_path / "none")
+
+
+def test_a_key_is_added_to_a_file_without_a_last_line_end(tmp_path: Path) -> None:
+    first = add_key(tmp_path / "keys", "alice")
+    (tmp_path / "keys").write_text((tmp_path / "keys").read_text().rstrip())
+    second = add_key(tmp_path / "keys", "bob")
+    names = [
+        found.name
+        for secret in (first, second)
+        if (found := Keys(tmp_path / "keys").check(f"Bearer {secret}"))
+    ]
+    assert names == ["alice", "bob"]
 
 
 def test_keys_are_made_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

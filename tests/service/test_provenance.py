@@ -31,7 +31,9 @@ FORMATS = st.sampled_from(["png", "jpeg", "webp"])
 
 @given(st.text(min_size=1, max_size=300), st.integers(0, 2**63 - 1), st.sampled_from([1, 2, 4]), FORMATS)
 def test_what_is_written_is_read(prompt: str, seed: int, steps: int, format: Any) -> None:
-    made = Provenance(prompt=prompt, seed=seed, steps=steps, size=(8, 8), model="m", bundle="sha256:0")
+    made = Provenance(
+        prompt=prompt, seed=seed, steps=steps, size=(8, 8), model="m", bundle="sha256:0", compression=90
+    )
     content = to_file(np.zeros((8, 8, 3), np.uint8), format, 90, made)
     assert read_provenance(io.BytesIO(content)) == made
 
@@ -54,6 +56,28 @@ def test_it_can_be_left_out(settings: Settings) -> None:
     assert b"confidential" not in content
     with pytest.raises(ServiceError, match="does not say how it was made"):
         read_provenance(io.BytesIO(content))
+
+
+@pytest.mark.parametrize(("ending", "format"), [("jpeg", "jpeg"), ("jpg", "jpeg"), ("webp", "webp")])
+def test_a_lossy_picture_is_drawn_again_to_the_byte(
+    tmp_path: Path, settings: Settings, ending: str, format: str
+) -> None:
+    bundle = Bundle.load(find_bundle("shapes-sana-sid"))
+    served, again = tmp_path / "served", tmp_path / f"again.{ending}"
+    with run_server(settings, {"shapes-sana-sid": load_runtime(bundle)}) as running:
+        answer = running.generate(seed=7, output_format=format, output_compression=40)
+    served.write_bytes(first_image(answer))
+    assert main(["sample", "--from", str(served), "--out", str(again)]) == 0
+    assert again.read_bytes() == served.read_bytes()
+
+
+def test_a_picture_is_drawn_into_a_known_format_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Provenance(prompt="a", seed=7, steps=2, size=(8, 8), model="m", bundle="sha256:0")
+    (tmp_path / "a.png").write_bytes(to_file(np.zeros((8, 8, 3), np.uint8), "png", 100, made))
+    assert main(["sample", "--from", str(tmp_path / "a.png"), "--out", str(tmp_path / "b.gif")]) == 2
+    assert "expected a name that ends in .png, .jpeg, .jpg, .webp" in capsys.readouterr().err
 
 
 def test_a_served_picture_is_drawn_again_to_the_byte(

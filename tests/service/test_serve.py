@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import httpx
 import pytest
@@ -22,7 +24,7 @@ from engines.runtime.base import Floats, Images
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.models import Models
-from service.server import listen, serve
+from service.server import _announce, listen, serve
 from service.settings import Settings, read_settings
 
 from .fake_runtime import FakeRuntime
@@ -78,7 +80,7 @@ def post(url: str, **fields: object) -> httpx.Response:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_admitted_work_finish(tmp_path: Path, number: int) -> None:
     with (
-        server_process(tmp_path, call_seconds=0.1, drain_seconds=20) as (url, process),
+        server_process(tmp_path, call_seconds=0.3, drain_seconds=20) as (url, process),
         ThreadPoolExecutor(8) as pool,
     ):
         answers = [pool.submit(post, url, n=2, num_inference_steps=1) for _ in range(4)]
@@ -189,6 +191,16 @@ def test_data_dir_that_cannot_be_made(tmp_path: Path) -> None:
         serve(Settings(port=0, data_dir=tmp_path / "file"))
 
 
+@pytest.mark.parametrize("locked", [False, True])
+def test_the_printed_command_has_a_place_for_a_key(locked: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    models = cast(Models, SimpleNamespace(names=["fake"]))
+    with listen("127.0.0.1", 0) as listener:
+        _announce(models, listener, 1.0, locked)
+    curl = capsys.readouterr().out.splitlines()[1]
+    assert ("-H 'Authorization: Bearer KEY'" in curl) == locked
+    assert curl.count("-H '") == 1 + locked
+
+
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWSTEP_PORT", "9000")
     monkeypatch.setenv("FEWSTEP_MODELS", "a=/bundles/a, /bundles/b,c=shapes")
@@ -211,6 +223,10 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("MODELS", "a="),
         ("MODELS", "a=x,a=y"),
         ("MODELS", "{oops"),
+        ("MODELS", "мод=x"),
+        ("MODELS", '{"a b": "x"}'),
+        ("MODELS", "a@1=x"),
+        ("MODELS", "/bundles/my own"),
     ],
 )
 def test_bad_settings_name_themselves(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,8 @@ import openai
 import pytest
 
 from engines.runtime.sampler import generate, sample
+from service.errors import ServiceError
+from service.provenance import read_provenance
 from service.settings import Settings
 
 from .fake_runtime import FakeRuntime, make_bundle
@@ -94,6 +97,16 @@ def test_each_of_several_pictures_comes_when_it_is_ready(client: openai.OpenAI) 
         np.testing.assert_array_equal(picture(event), expected)
 
 
+def test_only_the_picture_itself_says_how_it_was_made(client: openai.OpenAI) -> None:
+    """An estimate would not be drawn again from its prompt, seed and steps."""
+    *partial, final = streamed(client, partial_images=3, quality="high")
+    files = [io.BytesIO(base64.b64decode(event.b64_json)) for event in (*partial, final)]
+    assert read_provenance(files.pop()).prompt == "a red circle"
+    for file in files:
+        with pytest.raises(ServiceError, match="does not say how it was made"):
+            read_provenance(file)
+
+
 def test_one_step_has_no_estimates(client: openai.OpenAI) -> None:
     (only,) = streamed(client, partial_images=3, quality="low")
     assert only.type == "image_generation.completed"
@@ -118,6 +131,8 @@ def test_a_stream_whose_time_is_over_ends_with_an_error(settings: Settings) -> N
             streamed(client, extra_body={"deadline_ms": 500})
         runtime.gate.set()
         wait_until(lambda: running.metric("fewstep_inflight_images") == 0)
+        wait_until(lambda: running.metric("fewstep_requests_total", outcome="expired") == 1)
+        assert running.metric("fewstep_requests_total", outcome="ok") == 0
 
 
 def test_a_reader_who_leaves_a_stream_gives_up_the_rest(settings: Settings) -> None:
@@ -129,6 +144,12 @@ def test_a_reader_who_leaves_a_stream_gives_up_the_rest(settings: Settings) -> N
         wait_until(lambda: running.metric("fewstep_inflight_images") == 0)
         assert running.metric("fewstep_images_total") < 9
         assert running.metric("fewstep_cancelled_images_total") >= 1
+        assert running.metric("fewstep_requests_total", outcome="cancelled") == 1
+        assert running.metric("fewstep_request_duration_seconds_count") == 0
+        with httpx.stream("POST", running.url + ROUTE, json={**body, "n": 1}, timeout=10) as response:
+            assert "image_generation.completed" in response.read().decode()
+        wait_until(lambda: running.metric("fewstep_requests_total", outcome="ok", route=ROUTE) == 1)
+        assert running.metric("fewstep_request_duration_seconds_count") == 1
 
 
 def send(running: Running, key: str, **body: object) -> httpx.Response:

@@ -209,9 +209,12 @@ def test_who_has_the_pictures_is_told_so(settings: Settings) -> None:
         first = running.generate(seed=3, n=2)
         tag = first.headers["etag"]
 
-        def again(seed: int) -> httpx.Response:
+        def again(seed: int, tags: str) -> httpx.Response:
             body = {"prompt": "a red circle", "seed": seed, "n": 2}
-            return running.client.post(ROUTE, json=body, headers={"if-none-match": tag})
+            return running.client.post(ROUTE, json=body, headers={"if-none-match": tags})
 
-        assert (again(3).status_code, again(3).json()["error"]["code"]) == (412, "not_modified")
-        assert again(4).status_code == 200
+        for tags in (tag, f"W/{tag}", f'"other", {tag}'):
+            answer = again(3, tags)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (412, "not_modified")
+        assert again(4, tag).status_code == 200
+        assert again(3, '"other"').status_code == 200

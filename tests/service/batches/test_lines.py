@@ -45,6 +45,12 @@ def test_a_line_as_long_as_may_be_is_taken_and_one_byte_more_is_not(tmp_path: Pa
         check_lines(written(tmp_path, jsonl(too_long)), LIMITS)
 
 
+def test_a_field_given_twice_in_a_line(tmp_path: Path) -> None:
+    content = jsonl([line("a")]).replace(b'"prompt"', b'"prompt": "b", "prompt"')
+    with pytest.raises(ServiceError, match="Line 1: Parameter 'prompt' is given more than once"):
+        check_lines(written(tmp_path, content), LIMITS)
+
+
 def test_line_separators_inside_a_prompt_end_no_line(tmp_path: Path) -> None:
     content = json.dumps(line("a", prompt="one\u2028two"), ensure_ascii=False).encode()
     assert check_lines(written(tmp_path, content), LIMITS) == 1
