@@ -19,12 +19,20 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
+HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
 @pytest.fixture(autouse=True)
 def _signals_as_they_were() -> Iterator[None]:
-    """torchrun's launcher and programs that are run in this process leave their handlers to whoever comes next."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """torchrun's launcher and programs that are run in this process leave their handlers to whoever comes next,
+    from fixtures of a whole module, too."""
+    _restore()
     yield
-    for number, handler in before.items():
+    _restore()
+
+
+def _restore() -> None:
+    for number, handler in HANDLERS.items():
         signal.signal(number, handler)
 
 
