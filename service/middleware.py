@@ -26,6 +26,8 @@ QUIET = ("/health", "/metrics", "/static")
 FILES = "/v1/images/files/"
 """Pictures under unguessable names: whoever has the address may see them."""
 UPLOADS = "/v1/files"
+SLOWEST = 16 << 10
+"""Bytes of a file in each second that it takes beyond `body_seconds`."""
 MULTIPART_BYTES = 64 << 10
 """What a form has beside its file."""
 SECURITY = {
@@ -101,15 +103,16 @@ class RequestEnvelope:
             raise _too_slow(self._body_seconds) from error
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """Of a file, which may be large: passed on as it comes, as long as it comes."""
-        limit = self._max_file_bytes + MULTIPART_BYTES
+        """Of a file, which may be large: passed on as it comes, as long as it comes at a bearable speed."""
+        limit, began = self._max_file_bytes + MULTIPART_BYTES, time.perf_counter()
         _check_declared(scope, limit)
         taken, more = 0, True
 
         async def receive_some() -> Message:
             nonlocal taken, more
+            left = began + self._body_seconds + taken / SLOWEST - time.perf_counter()
             try:
-                async with asyncio.timeout(self._body_seconds if more else None):
+                async with asyncio.timeout(left if more else None):
                     message = await receive()
             except TimeoutError as error:
                 raise _too_slow(self._body_seconds) from error

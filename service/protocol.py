@@ -24,12 +24,15 @@ class Protocol(HttpToolsProtocol):
     Attributes:
         head_seconds: How long the next request's line and headers may take.
         head_bytes: How large they may be.
+        stuck_seconds: How long a client may take nothing of what is ready for it.
     """
 
     head_seconds: ClassVar[float] = 30.0
     head_bytes: ClassVar[int] = 64 << 10
+    stuck_seconds: ClassVar[float] = 60.0
 
     _clock: asyncio.TimerHandle | None = None
+    _reader_clock: asyncio.TimerHandle | None = None
     _in_head, _taken = False, 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -37,7 +40,8 @@ class Protocol(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_clock()
+        for clock in (self._clock, self._reader_clock):
+            _stop(clock)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -58,7 +62,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._taken = False, 0
-        self._stop_clock()
+        _stop(self._clock)
         self._check_size(len(self.url) + sum(len(name) + len(value) for name, value in self.headers))
         super().on_headers_complete()
 
@@ -66,6 +70,14 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.response_complete:  # else the next one had come already, and is at work
             self._await_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        _stop(self._reader_clock)
 
     def _should_upgrade(self) -> bool:
         """So that uvicorn leaves a request that asks for another protocol to `_stay`."""
@@ -96,12 +108,8 @@ class Protocol(HttpToolsProtocol):
             raise ServiceError(message, status=431, code="headers_too_large")
 
     def _await_head(self) -> None:
-        self._stop_clock()
+        _stop(self._clock)
         self._clock = self.loop.call_later(self.head_seconds, self._give_up)
-
-    def _stop_clock(self) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
 
     def _give_up(self) -> None:
         if not self._in_head:
@@ -109,6 +117,16 @@ class Protocol(HttpToolsProtocol):
             return
         message = f"The request line and headers did not arrive within {self.head_seconds:g} s."
         self._refuse(ServiceError(message, status=408, code="headers_timeout"))
+
+    def _watch_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._reader_clock = self.loop.call_later(self.stuck_seconds, self._look_after, left)
+
+    def _look_after(self, left: int) -> None:
+        if self.transport.get_write_buffer_size() < left:
+            self._watch_reader()
+        else:
+            self.transport.abort()  # closing would wait for it
 
     def _refuse(self, error: ServiceError) -> None:
         """Answers without the application, which has not been asked, and ends the connection."""
@@ -120,6 +138,11 @@ class Protocol(HttpToolsProtocol):
         response.headers.update({**SECURITY, "x-request-id": request_id, "connection": "close"})
         self.transport.write(_on_the_wire(response))
         self.transport.close()
+
+
+def _stop(clock: asyncio.TimerHandle | None) -> None:
+    if clock is not None:
+        clock.cancel()
 
 
 def _reason(error: Exception) -> ServiceError:

@@ -28,6 +28,7 @@ ALIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 class Impatient(Protocol):
     head_seconds = 0.3
+    stuck_seconds = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +202,32 @@ def test_a_large_body_with_the_next_request_behind_it(server: Running) -> None:
     large = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
     received = exchange(server, large * 2 + ALIVE[:-2] + b"Connection: close\r\n\r\n")
     assert received.count(b"HTTP/1.1 200 ") == 3
+
+
+def kept_file(server: Running, size: int) -> bytes:
+    """A request for a file that is larger than what the system takes in for a client that does not read."""
+    data, files = {"purpose": "batch"}, {"file": ("a", b"x" * size)}
+    id = server.client.post("/v1/files", data=data, files=files).json()["id"]
+    return f"GET /v1/files/{id}/content HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+
+
+def test_who_takes_nothing_of_an_answer_is_left(server: Running) -> None:
+    request = kept_file(server, 30_000_000)
+    with connect(server) as connection:
+        connection.sendall(request)
+        time.sleep(4 * Impatient.stuck_seconds)
+        assert 100_000 < len(rest_of(connection)) < 30_000_000
+
+
+def test_who_takes_an_answer_slowly_gets_it(server: Running) -> None:
+    request, received, began = kept_file(server, 30_000_000), 0, time.monotonic()
+    with connect(server) as connection:
+        connection.sendall(request)
+        while part := connection.recv(1 << 20):
+            received += len(part)
+            time.sleep(len(part) / 15e6)
+    assert received > 30_000_000
+    assert time.monotonic() - began > 2 * Impatient.stuck_seconds
 
 
 def test_requests_in_a_row_without_waiting(server: Running) -> None:

@@ -80,7 +80,7 @@ def post(url: str, **fields: object) -> httpx.Response:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_admitted_work_finish(tmp_path: Path, number: int) -> None:
     with (
-        server_process(tmp_path, call_seconds=0.1, drain_seconds=20) as (url, process),
+        server_process(tmp_path, call_seconds=0.3, drain_seconds=20) as (url, process),
         ThreadPoolExecutor(8) as pool,
     ):
         answers = [pool.submit(post, url, n=2, num_inference_steps=1) for _ in range(4)]

@@ -9,6 +9,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +209,31 @@ def test_a_file_that_stops_coming_is_given_up(settings: Settings) -> None:
         with socket.create_connection(address, timeout=30) as connection:
             connection.sendall(f"{head}Content-Length: 1000\r\n\r\n--b\r\n".encode())
             assert b" 408 " in connection.recv(1000)
+
+
+def test_a_file_that_comes_drop_by_drop_is_given_up(settings: Settings) -> None:
+    """Each drop is in time, all of them are not; what comes at a bearable speed may take longer than a body."""
+    hasty = settings.model_copy(update={"body_seconds": 0.5})
+    start = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b\r\n'
+    start += b'Content-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+
+    def parts(size: int) -> Iterator[bytes]:
+        yield start
+        for _ in range(10):
+            time.sleep(0.1)
+            yield b"x" * size
+        yield b"\r\n--b--\r\n"
+
+    with run_server(hasty, {"fake": FakeRuntime()}) as running:
+
+        def sent(size: int) -> int:
+            kind = {"content-type": "multipart/form-data; boundary=b"}
+            return httpx.post(running.url + ROUTE, content=parts(size), headers=kind, timeout=30).status_code
+
+        assert sent(50_000) == 200
+        with suppress(httpx.TransportError):  # the server hung up on who went on sending
+            assert sent(1) == 408
+        assert len(running.client.get(ROUTE).json()["data"]) == 1
 
 
 def test_many_files_at_once(settings: Settings) -> None:
