@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -217,7 +216,7 @@ class Generator:
             self._fair.enter(images)
         self._traffic.enter(len(images))
         for image in images:
-            image.file.add_done_callback(partial(self._leave, image))
+            image.at_end(self._leave)
         self._encode.put(images)
 
     def fill_in(self, images: Sequence[Image]) -> None:
@@ -231,7 +230,7 @@ class Generator:
         with self._lock:
             self._check_open()
         for image in images:
-            image.file.add_done_callback(partial(self._filled_in, image))
+            image.at_end(self._filled_in)
         self._encode.put(images)
 
     def cancel(self, images: Sequence[Image]) -> None:
@@ -271,9 +270,9 @@ class Generator:
         for phase in self._phases:
             phase.wake()
 
-    def _leave(self, image: Image, file: Future[bytes]) -> None:
+    def _leave(self, image: Image, outcome: bytes | Exception) -> None:
         now = time.perf_counter()
-        error = file.exception()
+        error = outcome if isinstance(outcome, Exception) else None
         with self._lock:
             if self._inside.pop(id(image), None) is not None:
                 self._meters.inflight.dec()
@@ -290,8 +289,8 @@ class Generator:
         elif isinstance(error, CancelledError):
             self._meters.cancelled.inc()
 
-    def _filled_in(self, image: Image, file: Future[bytes]) -> None:
-        if file.exception() is None:
+    def _filled_in(self, image: Image, outcome: bytes | Exception) -> None:
+        if isinstance(outcome, bytes):
             self._drawn(image, time.perf_counter())
 
     def _drawn(self, image: Image, now: float) -> None:

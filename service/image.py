@@ -56,6 +56,7 @@ class Image:
     """The estimate of a step before the last: not the picture that prompt, seed and steps make."""
     attempts: int = 0
     sequence: int = field(default_factory=lambda: next(_sequence))
+    _at_end: list[Callable[[Image, bytes | Exception], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # A waiting request that is given up must not cancel the future under a worker's hands.
@@ -77,11 +78,26 @@ class Image:
 
     def finish(self, content: bytes) -> None:
         self.seconds["queue"] = max(0.0, time.perf_counter() - self.admitted - sum(self.seconds.values()))
+        self._end(content)
         self.file.set_result(content)
 
     def fail(self, error: Exception) -> None:
         self.conditioning = self.x_CHW = self.x0_CHW = None
+        self._end(error)
         self.file.set_exception(error)
+
+    def at_end(self, call: Callable[[Image, bytes | Exception], None]) -> None:
+        """Calls with the image and its file or error, before whoever waits for the file is told.
+
+        A callback of `file` that knows the image would make a circle of the two, which only a rare full
+        garbage collection takes apart: the memory of a busy server would grow until then.
+        """
+        self._at_end.append(call)
+
+    def _end(self, outcome: bytes | Exception) -> None:
+        calls, self._at_end = self._at_end, []
+        for call in calls:
+            call(self, outcome)
 
     def retry(self) -> bool:
         """Whether it may be tried again after an engine was lost with it inside: once."""

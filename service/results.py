@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable
 from concurrent.futures import Future
+from functools import partial
 
 from .caches import ByteCache
 from .image import Image
@@ -50,15 +51,16 @@ class Results:
         key = _key(image)
         with self._lock:
             self._drawing[key] = image
+        image.file.add_done_callback(partial(self._done, key))
 
-        def done(file: Future[bytes]) -> None:
-            with self._lock:
-                if self._drawing.get(key) is image:
-                    del self._drawing[key]
-            if file.exception() is None:
-                self._files.put(key, file.result(), len(file.result()))
-
-        image.file.add_done_callback(done)
+    def _done(self, key: Hashable, file: Future[bytes]) -> None:
+        # By its file, as a callback that knew the image would tie the two together (`Image.at_end`).
+        with self._lock:
+            found = self._drawing.get(key)
+            if found is not None and found.file is file:
+                del self._drawing[key]
+        if file.exception() is None:
+            self._files.put(key, file.result(), len(file.result()))
 
 
 def _key(image: Image) -> Hashable:

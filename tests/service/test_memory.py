@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from engines.bundle import Bundle
 from engines.runtime.base import Runtime
+from engines.runtime.text import Tokenizers
+from engines.store import find_bundle
 from service import memory, watchdog
 from service.generator import Generator
 from service.image import Image
@@ -97,3 +100,40 @@ def test_the_watchdog_gives_back_now_and_then(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(watchdog, "GIVE_BACK_SECONDS", 0.0)
     generator.watchdog.tick()
     assert given == [1]
+
+
+def test_prompts_do_not_add_up() -> None:
+    """A tokenizer remembers words, and to some of them a prompt is one."""
+    bundle = Bundle.load(find_bundle("shapes-sana-sid"))
+    tokenize = Tokenizers(bundle.path, bundle.spec)
+    for number in range(2_000):
+        tokenize([f"a red circle left of a blue star, number {number}"])
+    before = resident_bytes()
+    for number in range(2_000, 10_000):
+        tokenize([f"a red circle left of a blue star, number {number}"])
+    assert resident_bytes() - before < 5 << 20  # 17 MB by default
+
+
+def test_a_picture_that_is_done_needs_no_garbage_collector(tmp_path: Path) -> None:
+    """What circles keep is only found by rare full collections: a busy server's memory grew until then."""
+    settings = Settings(data_dir=tmp_path, result_cache_mb=1)
+    generator = Generator("m", FakeRuntime(), settings, Metrics())
+    generator.warm_up()
+    gone, files = list[weakref.ref[Image]](), list[bytes]()
+    gc.disable()
+    try:
+        for seed in range(3):  # the threads' frames hold on to the last one
+            image = Image("a", seed, 2, (64, 64))
+            gone.append(weakref.ref(image))
+            generator.submit([image])
+            generator.results.keep(image)
+            files.append(image.file.result(30))
+            del image
+        wait_until(lambda: [one() is None for one in gone[:2]] == [True, True])
+    finally:
+        gc.enable()
+    again = generator.results.find(Image("a", 0, 2, (64, 64)))
+    assert again is not None
+    assert again.file.result(1) == files[0]
+    assert generator.idle
+    generator.close()
