@@ -33,7 +33,9 @@ class Pythons:
     bento: str = sys.executable
 
     def of(self, name: str) -> str:
-        return {FEWSTEP: self.own, "bento": self.bento}.get(name, self.peers)
+        if name in (FEWSTEP, *STOCK):
+            return self.own
+        return self.bento if name == "bento" else self.peers
 
 
 @dataclass
