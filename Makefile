@@ -10,7 +10,7 @@ demo: set-up
 
 test: set-up check
 	bash scripts/system-packages
-	$(BIN)/python -m pytest --durations=50 --durations-min=5
+	$(BIN)/python -m pytest
 
 check: set-up
 	$(BIN)/ruff check .

@@ -19,11 +19,12 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
-HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+"""Python's own, whoever started the tests: what runs in a shell's background ignores Ctrl-C, as would its children."""
 
 
 @pytest.fixture(autouse=True)
-def _signals_as_they_were() -> Iterator[None]:
+def _usual_signals() -> Iterator[None]:
     """torchrun's launcher and programs that are run in this process leave their handlers to whoever comes next,
     from fixtures of a whole module, too."""
     _restore()
