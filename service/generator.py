@@ -303,13 +303,11 @@ class Generator:
     def _is_lone(self, stage: str, image: Image) -> bool:
         """Whether the encoder's thread may go on with the image: nobody else is here whom that would keep waiting,
         and whoever comes waits for a moment only."""
-        alone = len(self._inside) == 1 and id(image) in self._inside
+        if len(self._inside) != 1 or id(image) not in self._inside:
+            return False
         seconds = self._latency.seconds(stage, image.size, 1)
-        return (
-            alone
-            and (self._denoise.idle and self._decode.idle)
-            and (seconds is not None and seconds <= BRIEF_SECONDS)
-        )
+        brief = seconds is not None and seconds <= BRIEF_SECONDS
+        return brief and self._denoise.idle and self._decode.idle
 
     def _is_encoded(self, image: Image) -> Hashable:
         return image.prompt in self.engine.embeddings
