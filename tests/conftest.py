@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from .tiny import new_pipeline
@@ -21,12 +22,13 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 """Python's own, whoever started the tests: what runs in a shell's background ignores Ctrl-C, as would its children."""
+THREADS = torch.get_num_threads()
 
 
 @pytest.fixture(autouse=True)
-def _usual_signals() -> Iterator[None]:
-    """torchrun's launcher and programs that are run in this process leave their handlers to whoever comes next,
-    from fixtures of a whole module, too."""
+def _process_as_it_was() -> Iterator[None]:
+    """Programs that are run in this process, also by fixtures of a whole module, leave their signal handlers and
+    PyTorch's threads to whoever comes next; with another number of threads, sums have other last digits."""
     _restore()
     yield
     _restore()
@@ -35,6 +37,7 @@ def _usual_signals() -> Iterator[None]:
 def _restore() -> None:
     for number, handler in HANDLERS.items():
         signal.signal(number, handler)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,8 @@ def export_student(
     judge: Judge | None = None,
     say: Callable[[str], None] = print,
 ) -> Bundle:
-    """Writes the bundle of a student to `out`; the same student always gives the same bundle.
+    """Writes the bundle of a student to `out`; the same student always gives the same graphs and, on one machine with
+    one number of PyTorch's threads, the same bundle: the manifest holds what the certificate measured.
 
     Args:
         student: A diffusers pipeline folder with `generator.json`.
