@@ -15,11 +15,17 @@ PROMPTS = [f"a red circle left of a blue star, number {number}" for number in ra
 WARM_SECONDS = 10.0
 
 
-async def overload(server: Running, capacity: float, unloaded_ms: float, seconds: float) -> dict[str, Any]:
+FIXED, OPEN = {"num_inference_steps": 4}, {"quality": "auto"}
+"""What requests ask for: four steps, or as many as there is time for."""
+
+
+async def overload(
+    server: Running, capacity: float, unloaded_ms: float, seconds: float, fields: dict[str, Any] = FIXED
+) -> dict[str, Any]:
     """Poisson arrivals at twice `capacity`; each request's deadline is `SLO_FACTOR` times the unloaded latency."""
     slo_ms = SLO_FACTOR * unloaded_ms
     # The deadline is the server's own clock's; what the way there and back takes is left to it.
-    client = Client(server.url, PROMPTS, {"num_inference_steps": 4, "deadline_ms": int(slo_ms)}, None)
+    client = Client(server.url, PROMPTS, {**fields, "deadline_ms": int(slo_ms)}, None)
     try:
         await open_loop(client.send, 2 * capacity, WARM_SECONDS, 1)
         memory = [server.megabytes()]

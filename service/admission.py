@@ -10,6 +10,7 @@ from typing import NamedTuple, NoReturn
 
 from engines.bundle import Size
 
+from .elasticity import Ceiling
 from .errors import ServiceError
 from .fairness import FairShare
 from .image import Image
@@ -73,12 +74,32 @@ class Admission:
     ) -> None:
         self.bounds, self._latency, self._fair = bounds, latency, fair
         self._sizes = sorted(batch_sizes)
+        self._ceiling = Ceiling()
         self.speed, self.slack = 1.0, 0.0
         self._late: deque[float] = deque(maxlen=WINDOW)
         self._busy_since: float | None = None
         self._work_done = 0.0
         self._promised = self._drew = 0.0
         self._priced_at, self._priced = -math.inf, dict[tuple[Size, int | None], _Rates]()
+
+    def admit(
+        self, inside: Collection[Image], new: Sequence[Image], choices: Sequence[int], now: float
+    ) -> None:
+        """Lets new images in, with as many of the steps in `choices` as there is time for, if there are any.
+
+        Raises:
+            ServiceError: 429, with what a client has to know to come back at the right time.
+        """
+        if not choices:
+            return self.check(inside, new, now)
+        self.choose_steps(inside, new, choices, now)
+        try:
+            self.check(inside, new, now)
+        except ServiceError as refused:
+            if refused.headers["x-should-retry"] == "true":
+                self._ceiling.note(len(new), False, now)
+            raise
+        self._ceiling.note(len(new), True, now)
 
     def check(self, inside: Collection[Image], new: Sequence[Image], now: float) -> None:
         """Notes in each new image what it will take.
@@ -127,14 +148,13 @@ class Admission:
         self, inside: Collection[Image], new: Sequence[Image], choices: Sequence[int], now: float
     ) -> None:
         """Gives new images the most steps with which they are ready in their deadline and within the
-        patience; if none is, the fewest."""
+        patience, of those that there are at present; if none is, the fewest."""
         self._reprice(now)
-        asked, time_left, patience = set(map(id, new)), new[0].deadline - now, math.inf
-        for steps in sorted(choices, reverse=True):
-            for image in new:
-                image.steps = steps
-            if steps == max(choices):
-                patience = self.bounds.patience * self._alone(new)
+        asked, time_left = set(map(id, new)), new[0].deadline - now
+        _set_steps(new, max(choices))
+        patience = self.bounds.patience * self._alone(new)
+        for steps in self._ceiling.under(choices, now):
+            _set_steps(new, steps)
             ready = max(ready for image, ready in self._schedule([*inside, *new]) if id(image) in asked)
             # Both sides of the second are predictions, and whatever they leave out they both do.
             if ready + self.slack <= time_left and ready <= patience:
@@ -258,6 +278,11 @@ def refusal(message: str, code: str, wait: float | None) -> ServiceError:
 def _groups(size: Size) -> dict[str, Hashable]:
     """By phase, what shares a batch: prompts of all sizes do."""
     return {"encode": False, "denoise": size, "decode": size, "file": size}
+
+
+def _set_steps(images: Sequence[Image], steps: int) -> None:
+    for image in images:
+        image.steps = steps
 
 
 def _steps_left(image: Image) -> int:

@@ -206,9 +206,7 @@ class Generator:
         with self._lock:
             self._check_open()
             now, inside = time.perf_counter(), list(self._inside.values())
-            if choices:
-                self.admission.choose_steps(inside, images, choices, now)
-            self.admission.check(inside, images, now)
+            self.admission.admit(inside, images, choices, now)
             if choices and images[0].steps < max(choices):
                 self._meters.reduced.inc(len(images))
             self._inside |= {id(image): image for image in images}
