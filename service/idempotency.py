@@ -26,15 +26,13 @@ class Idempotency:
         self._running: dict[Hashable, asyncio.Event] = {}
 
     async def run(
-        self, client: str, key: str | None, body: str, answer: Callable[[], Awaitable[Response]]
+        self, client: str, key: str, body: str, answer: Callable[[], Awaitable[Response]]
     ) -> Response:
         """The answer kept under the key, or a new one; waits while an equal request is being answered.
 
         Raises:
             ServiceError: 400, the key is too long; 422, it was used for another request.
         """
-        if key is None:
-            return await answer()
         if not 0 < len(key) <= LONGEST:
             raise ServiceError(f"An Idempotency-Key has 1 to {LONGEST} characters.", code="invalid_value")
         name, digest = (client, key), hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()

@@ -8,7 +8,7 @@ import random
 import time
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import SHOWN, ClientGoneError, ServiceError, to_response
@@ -37,6 +37,9 @@ SECURITY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
     " img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
+
+
+SECURITY_PAIRS = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in SECURITY.items()]
 
 
 class RequestEnvelope:
@@ -191,10 +194,10 @@ class _Response:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = self._request_id
-            for name, value in SECURITY.items():
-                headers.setdefault(name, value)
+            headers = message.get("headers", ())
+            present = {name.lower() for name, _ in headers}
+            own = [pair for pair in SECURITY_PAIRS if pair[0] not in present]
+            message["headers"] = [*headers, (b"x-request-id", self._request_id.encode("latin-1")), *own]
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.told = self.status

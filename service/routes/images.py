@@ -52,12 +52,15 @@ async def generate(body: ImagesRequest, request: Request, service: InService) ->
 async def _answered(body: ImagesRequest, hosted: Hosted, request: Request, service: Service) -> Response:
     client, deadline, generator = client_of(body, request), deadline_of(body, request), hosted.generator
     order = read_order(body, generator, service.settings, client=client, deadline=deadline)
-    if body.seed is not None and order.etag in _tags(request.headers.get("if-none-match", "")):
+    known = request.headers.get("if-none-match")
+    if known and body.seed is not None and order.etag in _tags(known):
         raise ServiceError("You have these pictures already.", status=412, code="not_modified")
     check_stream(body.partial_images or 0, bool(body.stream), body.response_format)
     if body.stream:
         return _streamed(order, hosted.version, service, request)
     key = request.headers.get(HEADER)
+    if key is None:
+        return await _drawn(order, hosted.version, service, request)
     return await service.idempotency.run(
         client, key, body.model_dump_json(), lambda: _drawn(order, hosted.version, service, request)
     )
