@@ -35,10 +35,12 @@ from distill.shapes.architectures import new_transformer
 from distill.trainer import FAKE, Trainer, _attention
 
 RECIPES = ("shapes-sana", "shapes-sd3", "shapes-flux")
-WAYS = ("loop", "straightforward", "checkpointing")
+WAYS = ("loop", "straightforward", "checkpointing", "accumulation")
+IN_PARTS = {"accumulation": 2}
 PUBLISHED = {"ema": None, "keep": None}  # the published run keeps no average of the weights
 VARIANTS: dict[str, dict[str, Any]] = {
     "loop": {},
+    "loop, accumulation: 2": IN_PARTS,
     "loop, activation_checkpointing": {"activation_checkpointing": True},
     "loop, adapter: lora": {"adapter": "lora"},
     "loop, both": {"activation_checkpointing": True, "adapter": "lora"},
@@ -162,6 +164,7 @@ def times(name: str, batch: int, rounds: int) -> dict[str, Any]:
     """Seconds of every pass, and of both implementations at every k: all rounds, raw."""
     trainer = new_trainer(_recipe(name, batch))
     frugal = new_trainer(_recipe(name, batch, activation_checkpointing=True))
+    parts = new_trainer(_recipe(name, batch, **IN_PARTS))
     plain = Straightforward(new_trainer(_recipe(name, batch)))
     passes = Passes(trainer).calls()
     found: dict[str, list[list[float]]] = {}
@@ -174,6 +177,7 @@ def times(name: str, batch: int, rounds: int) -> dict[str, Any]:
                 "loop": partial(iterate, trainer, k),
                 "straightforward": partial(plain.iterate, k),
                 "checkpointing": partial(iterate, frugal, k),
+                "accumulation": partial(iterate, parts, k),
             }
             for way, call in ways.items():
                 found.setdefault(f"{way}, k={k}", []).append(_seconds(call))
@@ -286,8 +290,8 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     bars = [average(results["time"][name]) for name in names]
     for number, what in enumerate(("passes", *WAYS)):
         heights = [bar[what] / bar["passes"] for bar in bars]
-        left.bar([place + 0.2 * number for place in range(len(names))], heights, 0.19, label=what)
-    left.set_xticks([place + 0.3 for place in range(len(names))], names)
+        left.bar([place + 0.17 * number for place in range(len(names))], heights, 0.16, label=what)
+    left.set_xticks([place + 0.34 for place in range(len(names))], names)
     left.set_ylabel("CPU time of an iteration / its passes")
     left.axhline(1.15, color="grey", linewidth=0.8, linestyle="--")
     names = list(results["memory"])
@@ -295,8 +299,8 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     for number, variant in enumerate(variants):
         peaks = [results["memory"][name] for name in names]
         shares = [one[variant]["peak"] / one["straightforward"]["peak"] for one in peaks]
-        right.bar([place + 0.17 * number for place in range(len(names))], shares, 0.16, label=variant)
-    right.set_xticks([place + 0.34 for place in range(len(names))], names, fontsize=8)
+        right.bar([place + 0.14 * number for place in range(len(names))], shares, 0.13, label=variant)
+    right.set_xticks([place + 0.35 for place in range(len(names))], names, fontsize=8)
     right.set_ylabel("peak memory / the straightforward one's")
     right.axhline(0.6, color="grey", linewidth=0.8, linestyle="--")
     for axes in (left, right):
