@@ -124,6 +124,7 @@ def test_full_queue_is_429_with_a_computed_retry_after(settings: Settings) -> No
         assert running.generate(n=8).status_code == 200
 
 
+@pytest.mark.slow
 def test_those_who_are_refused_together_are_not_told_to_come_back_together(settings: Settings) -> None:
     runtime = FakeRuntime(ONE_SIZE, call_seconds=0.2)
     small = settings.model_copy(update={"queue_limit": 4})

@@ -193,7 +193,9 @@ def test_keys_come_and_go_with_their_file(
         caplog.clear()
         spoil()
         assert [works(keys, bob) for _ in range(3)] == [True] * 3
-        assert [record.message for record in caplog.records if "stay as they were" in record.message][1:] == []
+        assert [record.message for record in caplog.records if "stay as they were" in record.message][
+            1:
+        ] == []
         assert "stay as they were" in caplog.text
     carol = add_key(file, "carol")
     assert (works(keys, bob), works(keys, carol)) == (False, True)
