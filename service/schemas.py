@@ -73,7 +73,8 @@ class ImagesRequest(BaseModel):
         None, description="WxH among the model's sizes, or auto", examples=["auto", "64x64"]
     )
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
-        None, description="low, medium, high are 1, 2, 4 steps; standard is medium, hd and auto are high"
+        None,
+        description="low, medium, high are 1, 2, 4 steps; standard is medium, hd high; auto high or, under load, less",
     )
     output_format: Format | None = Field(None, description="png by default")
     output_compression: int | None = Field(

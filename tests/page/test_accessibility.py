@@ -70,7 +70,27 @@ def test_axe_with_pictures_history_and_dialog(visit: Open, server: Server, schem
     assert problems(page) == []
 
 
-@pytest.mark.parametrize("width", [320, 390, 768, 1920])
+@pytest.mark.parametrize("width", [360, 390])
+def test_on_a_phone_the_bar_is_two_lines_with_a_key_too(visit: Open, server: Server, width: int) -> None:
+    page = visit(server.url, viewport={"width": width, "height": 740})
+    expect(page.get_by_role("button", name="Draw", exact=True)).to_be_visible()
+    page.evaluate("document.getElementById('key').hidden = false")
+    page.locator("#connection span").evaluate("node => { node.textContent = 'no answer'; }")
+    brand, tools = page.locator(".brand").bounding_box(), page.locator(".tools").bounding_box()
+    assert brand is not None
+    assert tools is not None
+    assert tools["y"] < brand["y"] + brand["height"]
+    assert tools["x"] + tools["width"] <= width
+
+
+def test_a_message_that_is_not_there_takes_no_room(playground: Page) -> None:
+    form, desk = playground.locator(".composer").bounding_box(), playground.locator(".welcome").bounding_box()
+    assert form is not None
+    assert desk is not None
+    assert form["y"] == desk["y"]
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1920, 3840])
 def test_nothing_is_wider_than_the_screen(visit: Open, server: Server, width: int) -> None:
     page = visit(server.url, viewport={"width": width, "height": 800})
     fill(page, prompt="a" * 300, compare="Steps", n=2)
@@ -85,6 +105,19 @@ def test_nothing_is_wider_than_the_screen(visit: Open, server: Server, width: in
         page.goto(f"{server.url}/#/{name}")
         page.locator(mark).first.wait_for()
         assert surplus(page) == 0, name
+
+
+def test_a_very_wide_screen_is_used(visit: Open, server: Server) -> None:
+    """More of it than the middle, in letters that can be read from further away."""
+    page = visit(server.url, viewport={"width": 3840, "height": 2160})
+    fill(page, compare="Steps", n=2)
+    draw(page, 6)
+    box = page.locator(".playground").bounding_box()
+    assert box is not None
+    assert box["width"] > 0.6 * 3840
+    size = "parseFloat(getComputedStyle(document.body).fontSize)"
+    assert page.evaluate(size) > 18
+    assert visit(server.url, viewport={"width": 1920, "height": 1080}).evaluate(size) == 15
 
 
 def test_the_theme_can_be_chosen(playground: Page) -> None:

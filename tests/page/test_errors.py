@@ -170,8 +170,40 @@ def test_a_view_that_could_not_be_made_can_be_tried_again(visit: Open, tmp_path:
     with run_server(Settings(data_dir=tmp_path, log_level="warning"), {"fake": FakeRuntime()}) as running:
         page = visit(f"{running.url}/#/models")
         expect(page.get_by_role("article", name="fake")).to_be_visible()
-        page.route("**/v1/models", lambda route: route.abort(), times=1)
+        page.route("**/v1/models", lambda route: route.fulfill(status=500, json={}), times=1)
         page.get_by_role("link", name="Playground").click()
-        expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+        expect(page.get_by_role("alert")).to_contain_text("The server failed")
         page.get_by_role("button", name="Try again").click()
         expect(page.get_by_role("button", name="Draw", exact=True)).to_be_visible()
+
+
+def test_a_view_whose_files_did_not_arrive_can_be_tried_again(visit: Open, tmp_path: Path) -> None:
+    """Browsers remember a module that failed; the page has to be loaded again."""
+    with run_server(Settings(data_dir=tmp_path, log_level="warning"), {"fake": FakeRuntime()}) as running:
+        page = visit("about:blank")
+        page.route("**/static/js/prometheus.js", lambda route: route.abort())
+        page.goto(f"{running.url}/#/health")
+        expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+        expect(page.locator("main")).not_to_contain_text("module")
+        page.unroute("**/static/js/prometheus.js")
+        page.get_by_role("button", name="Try again").click()
+        expect(page.get_by_role("heading", name="Health", exact=True)).to_be_visible()
+
+
+def test_a_view_that_is_first_wanted_while_the_server_is_away(visit: Open, tmp_path: Path) -> None:
+    settings, port = Settings(data_dir=tmp_path, log_level="warning"), free_port()
+    with run_server(settings, {"fake": FakeRuntime()}, port=port) as running:
+        page = visit("about:blank")
+        arrived = list[str]()
+        page.on("requestfinished", lambda request: arrived.append(request.url.rpartition("/")[2]))
+        page.goto(running.url)
+        expect(page.get_by_role("button", name="Draw", exact=True)).to_be_visible()
+        names = {"health.js", "prometheus.js", "jobs.js", "jobform.js", "models.js", "reference.js"}
+        wait_until(lambda: page.wait_for_timeout(50) or names <= set(arrived))
+    for name in ("Jobs", "Models", "Health"):
+        page.get_by_role("link", name=name).click()
+        expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+        expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    with run_server(settings, {"fake": FakeRuntime()}, port=port):
+        expect(page.get_by_role("heading", name="Throughput")).to_be_visible()
+        expect(page.get_by_role("alert")).to_have_count(0)

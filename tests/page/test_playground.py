@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
 from service.provenance import read_provenance
 from service.settings import Settings
 from tests.e2e.conftest import Server
-from tests.service.fake_runtime import FakeRuntime
-from tests.service.running import run_server
+from tests.service.fake_runtime import FakeRuntime, make_bundle
+from tests.service.running import run_server, wait_until
 
 from .acting import PROMPT, TYPES, content, draw, drop, fill, from_api, shown
 from .conftest import Open
@@ -137,42 +139,6 @@ def test_a_picture_says_all_that_is_known_of_it(playground: Page) -> None:
     assert (shown(playground)["seed"], shown(playground)["n"]) == ("71", "1")
 
 
-def test_the_history_outlives_the_page(playground: Page) -> None:
-    fill(playground, prompt=PROMPT, steps=1, seed=8, n=2, format="webp")
-    before = content(playground, draw(playground, 2).first)
-    expect(playground.locator(".thumb")).to_have_count(1)
-    playground.reload()
-    playground.locator(".thumb").click()
-    assert shown(playground) == {"prompt": PROMPT, "seed": "8", "n": "2", "format": "webp", "steps": "1"}
-    assert content(playground, playground.locator("figure.card a[download]").first) == before
-    playground.get_by_role("button", name="Clear").click()
-    expect(playground.locator(".thumb")).to_have_count(0)
-    playground.reload()
-    expect(playground.get_by_role("button", name="Draw", exact=True)).to_be_visible()
-    expect(playground.locator(".thumb")).to_have_count(0)
-
-
-def test_the_history_is_bounded(playground: Page) -> None:
-    gone = playground.evaluate(
-        """async () => {
-            const { overflow } = await import("/static/js/history.js");
-            const run = (id, size) => ({ id, columns: [{ pictures: [{ blob: { size } }, undefined] }] });
-            const all = [run(5, 70), run(4, 10), run(3, 10), run(2, 10), run(1, 10)];
-            return [{ runs: 3, bytes: 1000 }, { runs: 9, bytes: 95 }, { runs: 1, bytes: 1 }]
-                .map(limits => overflow(all, limits).map(each => each.id));
-        }"""
-    )
-    assert gone == [[2, 1], [2, 1], [4, 3, 2, 1]]
-    kept = playground.evaluate(
-        """async () => {
-            const { keep, LIMITS, runs } = await import("/static/js/history.js");
-            for (let id = 1; id <= LIMITS.runs + 1; id += 1) await keep({ id, columns: [] });
-            return [LIMITS.runs, (await runs()).map(each => each.id)];
-        }"""
-    )
-    assert kept == [60, list(range(61, 1, -1))]
-
-
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 def test_a_saved_picture_gives_its_settings_back(playground: Page, format: str) -> None:
     prompt = 'a “blue” star, as in {"seed": 5}'
@@ -243,44 +209,6 @@ def test_each_way_back_finds_what_was_left(visit: Open, server: Server) -> None:
     expect(page.locator("figure.card")).to_have_count(1)
 
 
-def test_two_tabs_share_the_history(playground: Page) -> None:
-    other = playground.context.new_page()
-    other.goto(playground.url)
-    for page, seed in ((playground, 1), (other, 2)):
-        fill(page, prompt=PROMPT, seed=seed, n=1, steps=1)
-        draw(page, 1)
-    expect(other.locator(".thumb")).to_have_count(2)
-    playground.reload()
-    expect(playground.locator(".thumb")).to_have_count(2)
-
-
-def test_where_the_browser_has_no_room_the_oldest_pictures_go(playground: Page) -> None:
-    playground.evaluate(
-        """() => {
-            const put = IDBObjectStore.prototype.put, full = () => new DOMException("", "QuotaExceededError");
-            window.kept = 0;
-            IDBObjectStore.prototype.put = function (run) {
-                if (window.kept < 2) { window.kept += 1; return put.call(this, run); }
-                window.kept -= 1;
-                throw full();
-            };
-        }"""
-    )
-    for seed in (1, 2, 3):
-        fill(playground, prompt=PROMPT, seed=seed, n=1, steps=1)
-        draw(playground, 1)
-        expect(playground.locator(".thumb").first).to_have_attribute("title", re.compile(f"seed {seed}$"))
-    expect(playground.locator(".thumb")).to_have_count(2)
-
-
-def test_a_history_that_the_browser_refuses_is_said(playground: Page, server: Server) -> None:
-    quota = {"origin": server.url, "quotaSize": 1}
-    playground.context.new_cdp_session(playground).send("Storage.overrideQuotaForOrigin", quota)
-    fill(playground, n=1, steps=1)
-    draw(playground, 1)
-    expect(playground.get_by_text("The browser refuses: QuotaExceededError")).to_be_visible()
-
-
 def test_a_slow_line_is_enough(visit: Open, server: Server) -> None:
     """As a phone has it at the edge of a cell: 400 ms away, 50 kB a second."""
     page = visit("about:blank")
@@ -304,3 +232,63 @@ def test_as_many_as_a_request_may_have_and_no_more(playground: Page) -> None:
     )
     assert "10" in problem
     expect(playground.locator("figure.card")).to_have_count(10)
+
+
+def test_steps_can_be_left_to_the_server(visit: Open, settings: Settings) -> None:
+    """As many as the model has while nothing else is to be done; one under load, and the page says so."""
+    runtime = FakeRuntime(make_bundle((1,), ((64, 64),)), call_seconds=0.05)
+    with run_server(settings, {"slow": runtime}) as running, ThreadPoolExecutor(8) as pool:
+        page = visit(running.url)
+        hint = page.get_by_text("fewer while the server is busy")
+        expect(hint).to_be_hidden()
+        fill(page, prompt=PROMPT, steps="Auto", seed=3, n=1)
+        expect(hint).to_be_visible()
+        idle = content(page, draw(page, 1).first)
+        assert read_provenance(io.BytesIO(idle)).steps == 4
+        expect(page.locator(".summary")).to_contain_text("1 picture · 4 steps (auto)")
+        page.get_by_text("As code").click()
+        expect(page.locator(".snippets code")).to_contain_text('"quality":"auto"')
+        expect(page.locator(".snippets code")).not_to_contain_text("num_inference_steps")
+
+        runtime.gate.clear()
+        busy = [pool.submit(running.generate, seed=seed) for seed in range(8)]
+        wait_until(lambda: running.metric("fewstep_inflight_images") == 8)
+        page.get_by_role("button", name="Draw", exact=True).click()
+        wait_until(lambda: running.metric("fewstep_inflight_images") == 9)
+        runtime.gate.set()
+        expect(page.locator(".summary")).to_contain_text("1 picture · 1 step (auto)")
+        hurried = content(page, page.locator("figure.card a[download]").first)
+        assert read_provenance(io.BytesIO(hurried)).steps == 1
+        assert [future.result().status_code for future in busy] == [200] * 8
+
+
+def test_what_the_server_chose_can_be_drawn_again(playground: Page) -> None:
+    fill(playground, prompt=PROMPT, steps="Auto", seed=3, n=2)
+    draw(playground, 2)
+    expect(playground.locator(".thumb")).to_have_attribute(
+        "title", re.compile(", 2 pictures, 4 steps, seed 3$")
+    )
+    playground.locator(".frame").first.click()
+    expect(playground.get_by_role("dialog")).to_contain_text("4 (auto)")
+    playground.get_by_role("button", name="Use these settings").click()
+    assert shown(playground)["steps"] == "4"
+    playground.locator(".thumb").click()
+    assert shown(playground)["steps"] == "auto"
+
+
+def test_two_models_side_by_side_with_steps_of_the_servers_choice(visit: Open, settings: Settings) -> None:
+    with run_server(settings, {"fake": FakeRuntime(), "other": FakeRuntime()}) as running:
+        page = visit(running.url)
+        fill(page, compare="Models", steps="Auto", n=1)
+        draw(page, 2)
+        for column in page.locator(".column-time").all():
+            expect(column).to_contain_text("4 steps (auto)")
+
+
+def test_a_model_with_one_step_count_has_no_choice_to_leave(playground: Page, server: Server) -> None:
+    listed = httpx.get(f"{server.url}/v1/models").json()
+    listed["data"][0]["steps"] = [4]
+    playground.route("**/v1/models", lambda route: route.fulfill(json=listed))
+    playground.reload()
+    expect(playground.get_by_role("radio", name="4", exact=True)).to_be_checked()
+    expect(playground.get_by_role("radio", name="Auto")).to_have_count(0)

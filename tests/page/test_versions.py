@@ -78,6 +78,27 @@ def test_a_canary_is_seen_promoted_and_rolled_back(visit: Open, running: Running
     assert states(running) == [("m@2", "retired"), ("m@1", "serving")]
 
 
+@pytest.mark.parametrize("width", [360, 390])
+def test_on_a_phone_all_of_a_version_is_seen_and_still_a_table(
+    visit: Open, running: Running, tmp_path: Path, width: int
+) -> None:
+    publish(running, tmp_path / "b", 0.1)
+    page = visit("about:blank", viewport={"width": width, "height": 740})
+    seen = versions(page, running.url)
+    for text in ("m@2", "canary", "10", "tried b"):
+        cell = row(seen, "m@2").get_by_text(text).first
+        box = cell.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+    hidden = "node => node.scrollWidth - node.clientWidth"
+    for region in page.locator(".scroll:visible").all():
+        assert region.evaluate(hidden) == 0, region.get_attribute("aria-label")
+    expect(seen.get_by_role("rowheader", name="m@2")).to_be_visible()
+    expect(row(seen, "m@2").get_by_role("cell")).to_have_count(5)
+    expect(seen.get_by_role("columnheader")).to_have_count(6)
+
+
 def test_a_canary_is_withdrawn(visit: Open, running: Running, tmp_path: Path) -> None:
     publish(running, tmp_path / "b", 0.5)
     seen = versions(visit("about:blank"), running.url)

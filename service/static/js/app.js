@@ -1,6 +1,6 @@
 // Which of the views is shown, and what is around them.
-import { explain, json } from "./api.js";
-import { watch } from "./connection.js";
+import { explain, GoneError, json } from "./api.js";
+import { onState, watch } from "./connection.js";
 import { byId, h, notice } from "./dom.js";
 import { offerKey } from "./key.js";
 
@@ -25,6 +25,7 @@ function place() {
 async function show() {
   const [name, rest] = place(), [title, load] = VIEWS[name];
   document.title = name ? `${title} · fewstep` : "fewstep";
+  byId("view").setAttribute("aria-label", title); // heard when it gets the focus
   for (const link of document.querySelectorAll(".tabs a"))
     if (link.hash === `#/${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -40,13 +41,25 @@ async function show() {
 // The description of the API needs neither models nor a key.
 async function make(name, load) {
   if (name !== "api") await (served ??= ready().catch(error => { served = null; throw error; }));
-  return (await load()).create();
+  return (await load().catch(unreached)).create();
 }
 
-// In place of a view that could not be made; it can be tried again.
+// A module that does not arrive says so as a TypeError, whatever is wrong inside one as something else. Browsers
+// remember that it did not until the page is loaded again.
+function unreached(error) {
+  throw error instanceof TypeError ? Object.assign(new GoneError(), { again: () => location.reload() }) : error;
+}
+
+// While nobody waits, what the other views need: it may be wanted when the server is away.
+function prepare() {
+  for (const [, load] of Object.values(VIEWS)) load().catch(() => {}); // said when that view is wanted
+}
+
+// In place of a view that could not be made; it is tried again when the server is back, or when somebody wants that.
 function failed(name, error) {
   shown.delete(name);
-  return { root: h("div", { class: "page" }, notice("bad", ...explain(error), h("button", { type: "button", onclick: show }, "Try again"))) };
+  const { again = show } = error;
+  return { again, root: h("div", { class: "page" }, notice("bad", ...explain(error), h("button", { type: "button", onclick: () => again() }, "Try again"))) };
 }
 
 async function start() {
@@ -55,10 +68,17 @@ async function start() {
   byId("theme").addEventListener("click", () => {
     setTheme(THEMES[(THEMES.indexOf(localStorage.getItem("theme") ?? "") + 1) % THEMES.length]);
   });
+  // The address says which view is shown: it is not for going to a place in it.
+  document.querySelector(".skip").addEventListener("click", event => {
+    event.preventDefault();
+    byId("view").focus();
+  });
   addEventListener("hashchange", () => show().then(() => byId("view").focus({ preventScroll: true })));
+  onState((state, before) => { if (state === "ready" && before) current?.again?.(); });
   watch();
   if (location.pathname === "/docs") history.replaceState(null, "", "/#/api");
   await show();
+  setTimeout(prepare, 500);
 }
 
 // Models load for a while after the server has begun to listen; a server that is away is waited for.
@@ -90,8 +110,9 @@ function setTheme(theme) {
   localStorage.setItem("theme", theme);
   if (theme) document.documentElement.dataset.theme = theme;
   else delete document.documentElement.dataset.theme;
-  byId("theme").lastChild.textContent = { "": "Auto", light: "Light", dark: "Dark" }[theme];
-  byId("theme").setAttribute("aria-label", `Theme: ${theme || "as the system"}`);
+  const word = { "": "Auto", light: "Light", dark: "Dark" }[theme];
+  byId("theme").lastChild.textContent = word;
+  byId("theme").setAttribute("aria-label", `Theme: ${word}`);
 }
 
 start();

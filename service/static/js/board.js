@@ -30,11 +30,11 @@ export class Board {
     const seed = seedAfter(this.run.settings.seed, position);
     const small = parseInt(column.size) < 256;
     const image = h("img", { alt: "", class: small ? "pixels" : "", hidden: true });
-    const dots = h("span", { class: "dots", "aria-hidden": "true" }, Array.from({ length: column.steps }, () => h("i")));
+    const dots = h("span", { class: "dots", "aria-hidden": "true" });
     const [width, height] = column.size.split("x");
     const frame = h("button", { class: "frame waiting", type: "button", disabled: true, "aria-label": `Picture with seed ${seed}, waiting`, style: { "aspect-ratio": `${width} / ${height}` }, onclick: () => this.onOpen(index, position) }, image, dots);
     const save = h("span", { class: "save" });
-    const root = h("figure", { class: "card" }, frame, h("figcaption", {},
+    const root = h("figure", { class: "card", "aria-label": `Seed ${seed}, ${column.label}` }, frame, h("figcaption", {},
       h("button", { class: "link number", type: "button", title: "Use this seed", "aria-label": `Use seed ${seed}`, onclick: () => this.onSeed(seed) }, seed), save));
     return { root, frame, image, dots, save, seed };
   }
@@ -48,37 +48,37 @@ export class Board {
     return url;
   }
 
-  estimate(column, index, blob, which) {
+  estimate(column, index, blob, which, steps) {
     const card = this.columns[column].cards[index];
     this.#show(card, `${column}/${index}`, blob);
     card.frame.classList.add("estimate");
-    [...card.dots.children].forEach((dot, step) => dot.classList.toggle("done", step <= which));
+    card.dots.replaceChildren(...Array.from({ length: steps }, (_, step) => h("i", { class: step <= which ? "done" : "" })));
   }
 
   picture(column, index, picture) {
     const card = this.columns[column].cards[index];
     const url = this.#show(card, `${column}/${index}`, picture.blob);
-    const { prompt } = this.run.settings, { label } = this.run.columns[column];
+    const { prompt } = this.run.settings, { label, steps } = this.run.columns[column];
     card.image.alt = prompt;
     card.frame.classList.remove("waiting", "estimate");
     card.frame.disabled = false;
-    card.frame.setAttribute("aria-label", `${prompt}, seed ${picture.seed}, ${label}: show large`);
+    card.frame.setAttribute("aria-label", `${prompt}, seed ${picture.seed}, ${label}${steps === "auto" ? `, ${plural(picture.steps, "step")}` : ""}: show large`);
     card.dots.hidden = true;
     card.save.replaceChildren(h("a", { href: url, download: fileName(picture), "aria-label": `Save the picture with seed ${picture.seed}` }, "save"));
   }
 
   finished(column, seconds) {
-    const { pictures, steps } = this.run.columns[column];
-    const timing = slowest(pictures);
-    if (this.run.columns.length > 1) this.columns[column].foot.replaceChildren(h("span", { class: "number quiet" }, duration(seconds)), timeBar(timing));
+    const { pictures, steps } = this.run.columns[column], timing = slowest(pictures), used = stepsUsed(steps, pictures[0]);
+    if (this.run.columns.length > 1) this.columns[column].foot.replaceChildren(h("span", { class: "number quiet" }, `${steps === "auto" ? `${used} · ` : ""}${duration(seconds)}`), timeBar(timing));
     else this.summary.replaceChildren(
-      h("p", { class: "quiet number" }, `${plural(pictures.length, "picture")} · ${plural(steps, "step")} · ${duration(seconds)}`), timeBar(timing), timeLegend(timing));
+      h("p", { class: "quiet number" }, `${plural(pictures.length, "picture")} · ${used} · ${duration(seconds)}`), timeBar(timing), timeLegend(timing));
   }
 
   stopped() {
     for (const { cards } of this.columns) for (const card of cards) if (card.frame.disabled) {
       card.frame.classList.remove("waiting", "estimate");
       card.frame.classList.add("missing");
+      card.frame.setAttribute("aria-label", `Picture with seed ${card.seed}, not drawn`);
     }
   }
 
@@ -86,6 +86,9 @@ export class Board {
     for (const url of this.urls.values()) URL.revokeObjectURL(url);
   }
 }
+
+// What was asked for and, where that was left to the server, what it took.
+const stepsUsed = (asked, { steps }) => (asked === "auto" ? `${plural(steps, "step")} (auto)` : plural(steps, "step"));
 
 export function fileName({ seed, steps, format }) {
   return `fewstep-${seed}-${steps}-step.${format === "jpeg" ? "jpg" : format}`;

@@ -1,4 +1,5 @@
-// Lines over a common axis, as SVG; a pointer or the arrow keys read off values.
+// Lines over a common axis, as SVG; a pointer or the arrow keys read off values, as on a slider: that is a
+// role whose keys screen readers pass on.
 import { h, svg } from "./dom.js";
 import { compact } from "./numbers.js";
 
@@ -9,10 +10,13 @@ const WIDTH = 640, HEIGHT = 160;
 export function chart({ title, lines, xs = compact, ys = compact, zero = true, empty = "Nothing yet" }) {
   const shown = lines.map(line => ({ ...line, points: line.points.filter(([, y]) => Number.isFinite(y)) })).filter(line => line.points.length);
   const head = h("figcaption", { class: "row" }, h("span", { class: "chart-title" }, title), lines.length > 1 ? legend(lines) : null);
-  const reading = h("output", { class: "number" });
+  const reading = h("output", { class: "number", "aria-live": "off" }); // the plot says it
   if (!shown.length) return h("figure", { class: "chart" }, head, h("p", { class: "chart-empty quiet small" }, empty));
   const scale = scales(shown, zero), drawing = draw(title, shown, scale, ys);
-  readable(drawing, shown, scale, (x, values) => { reading.textContent = x === null ? "" : `${xs(x)}: ${values.map(([name, y]) => `${shown.length > 1 ? `${name} ` : ""}${ys(y)}`).join(", ")}`; });
+  readable(drawing, shown, scale, (x, values) => {
+    reading.textContent = x === null ? "" : `${xs(x)}: ${values.map(([name, y]) => `${shown.length > 1 ? `${name} ` : ""}${ys(y)}`).join(", ")}`;
+    if (x !== null) drawing.setAttribute("aria-valuetext", reading.textContent);
+  });
   return h("figure", { class: "chart" }, head, h("div", { class: "plot" },
     h("ol", { class: "axis axis-y", "aria-hidden": "true" }, scale.ticks.toReversed().map(tick => h("li", {}, ys(tick)))), drawing,
     h("p", { class: "axis axis-x", "aria-hidden": "true" }, h("span", {}, xs(scale.first)), scale.last > scale.first ? h("span", {}, xs(scale.last)) : null)), reading);
@@ -56,17 +60,19 @@ function draw(title, lines, scale, ys) {
     class: points.length === 1 ? "point" : "", style: { stroke: colour }, d: `M${points.map(place).join("L")}${points.length === 1 ? "h0" : ""}`,
   }));
   const latest = lines.map(({ name, points }) => `${name} ${ys(points.at(-1)[1])}`).join(", ");
-  return svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", tabindex: 0, "aria-label": `${title}; latest: ${latest}` },
+  return svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "slider", tabindex: 0, "aria-label": title, "aria-readonly": "true", "aria-valuetext": `latest: ${latest}`, "aria-valuenow": 0 },
     grid, paths, svg("line", { class: "cursor", y1: 0, y2: HEIGHT, visibility: "hidden" }));
 }
 
 function readable(drawing, lines, scale, read) {
   const cursor = drawing.querySelector(".cursor"), places = [...new Set(lines.flatMap(line => line.points.map(([x]) => x)))].sort((a, b) => a - b);
   let at = places.length;
+  for (const [name, value] of [["min", 0], ["max", places.length - 1], ["now", places.length - 1]]) drawing.setAttribute(`aria-value${name}`, value);
 
   function show(index) {
     at = Math.max(0, Math.min(places.length - 1, index));
     const x = places[at];
+    drawing.setAttribute("aria-valuenow", at);
     cursor.setAttribute("visibility", "visible");
     for (const end of ["x1", "x2"]) cursor.setAttribute(end, scale.x(x));
     read(x, lines.map(({ name, points }) => [name, nearest(points, x)[1]]));
@@ -83,9 +89,11 @@ function readable(drawing, lines, scale, read) {
   });
   drawing.addEventListener("pointerleave", leave);
   drawing.addEventListener("blur", leave);
+  const keys = { ArrowLeft: () => at - 1, ArrowDown: () => at - 1, ArrowRight: () => at + 1, ArrowUp: () => at + 1, Home: () => 0, End: () => places.length };
   drawing.addEventListener("keydown", event => {
-    if (event.key === "ArrowLeft") show(at - 1);
-    if (event.key === "ArrowRight") show(at + 1);
+    if (!Object.hasOwn(keys, event.key)) return;
+    event.preventDefault();
+    show(keys[event.key]());
   });
 }
 

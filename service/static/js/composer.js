@@ -9,6 +9,7 @@ const EXAMPLES = [
 ];
 const COMPARE = [["", "Off"], ["steps", "Steps"], ["models", "Models"], ["versions", "Versions"]];
 const FORMATS = ["png", "jpeg", "webp"];
+const AUTO = ["auto", "Auto", "As many as there is time for: fewer while the server is busy."];
 
 export class Composer {
   // `onDraw(settings)` and `onFile(file)` are called when there is something to do; `versionsOf(model)` asks
@@ -57,10 +58,10 @@ export class Composer {
   }
 
   #opener(onFile) {
-    const input = h("input", { type: "file", accept: "image/png,image/jpeg,image/webp", class: "visually-hidden", "aria-label": "Open a picture", tabindex: -1 });
+    const input = h("input", { type: "file", accept: "image/png,image/jpeg,image/webp", hidden: true });
     input.addEventListener("change", () => { if (input.files[0]) onFile(input.files[0]); input.value = ""; });
     return h("p", { class: "quiet small opener" }, input,
-      "Drop a picture anywhere, or ", h("button", { class: "link", type: "button", onclick: () => input.click() }, "open one"), ", to get its settings back.");
+      "Drop a picture anywhere, or ", h("button", { class: "link", type: "button", "aria-label": "open one of yours", onclick: () => input.click() }, "open one"), ", to get its settings back.");
   }
 
   #valid() {
@@ -76,9 +77,10 @@ export class Composer {
   // Shows the choices of the model that is chosen, and keeps what was chosen where it still can be.
   #follow(kept = {}) {
     const model = this.model(this.root.elements.model?.value), compare = this.root.elements.compare.value;
-    const steps = model.steps.includes(kept.steps) ? kept.steps : model.steps.at(-1);
+    const choices = model.steps.length > 1 ? [...model.steps, AUTO] : model.steps;
+    const steps = choices.flat().includes(kept.steps) ? kept.steps : model.steps.at(-1);
     const sizes = model.sizes.map(size => [size, size.replace("x", " × ")]);
-    this.parts.steps.replaceChildren(choice("steps", "Steps", model.steps, steps));
+    this.parts.steps.replaceChildren(choice("steps", "Steps", choices, steps));
     this.parts.steps.hidden = compare === "steps";
     this.parts.size.replaceChildren(field("Size", select("size", sizes, model.sizes.includes(kept.size) ? kept.size : model.default_size)));
     this.parts.other.hidden = !["models", "versions"].includes(compare);
@@ -126,7 +128,7 @@ export class Composer {
   settings() {
     const { prompt, model, steps, size, n, seed, format, compare, version, other } = this.root.elements;
     return {
-      prompt: prompt.value, model: this.model(model?.value).id, steps: Number(steps.value), size: size.value, n: Number(n.value),
+      prompt: prompt.value, model: this.model(model?.value).id, steps: Number(steps.value) || AUTO[0], size: size.value, n: Number(n.value),
       seed: seed.value.replace(/^0+(?=\d)/, ""), format: format.value, compare: compare.value, version: version?.value ?? null, other: other?.value ?? null,
       stepChoices: this.model(model?.value).steps,
     };
@@ -140,7 +142,7 @@ export class Composer {
     elements.compare.value = settings.compare ?? "";
     this.#follow(settings);
     const model = this.model(elements.model?.value);
-    if (!model.steps.includes(settings.steps)) missing.push(`${settings.steps} steps`);
+    if (settings.steps !== AUTO[0] && !model.steps.includes(settings.steps)) missing.push(`${settings.steps} steps`);
     if (!model.sizes.includes(settings.size)) missing.push(`size ${settings.size}`);
     this.prompt.value = settings.prompt;
     elements.seed.value = settings.seed;

@@ -23,14 +23,23 @@ function filled(node, attributes, children) {
 
 export const byId = id => document.getElementById(id);
 
-// For those who hear the page: said when nothing else is being said.
+// For those who hear the page: said when nothing else is being said, and again if it is the same. Behind an
+// open dialog nothing is heard, so that one has a place of its own for this.
 export function announce(text) {
-  byId("announcer").textContent = text;
+  const place = document.querySelector("dialog[open] .announcer") ?? byId("announcer");
+  place.textContent = "";
+  setTimeout(() => { place.textContent = text; }, 50);
 }
 
+// What is not an error is heard where it is put into a live region.
 export function notice(kind, title, text, ...actions) {
-  return h("div", { class: `notice ${kind}`, role: kind === "bad" ? "alert" : "status" },
+  return h("div", { class: `notice ${kind}`, role: kind === "bad" ? "alert" : undefined },
     h("div", {}, h("strong", {}, title), text ? h("p", {}, text) : null), ...actions);
+}
+
+// An alert is heard whenever it is put somewhere: what is found again at each look is put there once.
+export function put(place, node) {
+  if (place.textContent !== node.textContent) place.replaceChildren(node);
 }
 
 export function field(label, control) {
@@ -44,13 +53,14 @@ export function select(name, options, chosen, attributes = {}) {
   }));
 }
 
-// One of a few, as radio buttons.
+// One of a few, as radio buttons; at most one of the options has a third part, a hint that is shown while it is chosen.
 export function choice(name, legend, options, chosen) {
+  const hint = options.find(each => Array.isArray(each) && each[2])?.[2], id = `${name}-hint`;
   const labels = options.map(each => {
-    const [value, text] = Array.isArray(each) ? each : [each, each];
-    return h("label", {}, h("input", { type: "radio", name, value, checked: String(value) === String(chosen) }), String(text));
+    const [value, text, own] = Array.isArray(each) ? each : [each, each];
+    return h("label", {}, h("input", { type: "radio", name, value, checked: String(value) === String(chosen), "aria-describedby": own ? id : undefined }), String(text));
   });
-  return h("fieldset", {}, h("legend", {}, legend), h("div", { class: "choice" }, labels));
+  return h("fieldset", {}, h("legend", {}, legend), h("div", { class: "choice" }, labels), hint ? h("p", { class: "hint quiet small", id }, hint) : null);
 }
 
 export function facts(pairs) {
@@ -66,7 +76,7 @@ export function scroller(label, ...children) {
 // A long digest, short on the screen and whole in the clipboard.
 export function digest(value) {
   const short = value.replace("sha256:", "").slice(0, 12);
-  return h("button", { class: "link mono", type: "button", title: `${value}: copy`, onclick: () => copy(value) }, short);
+  return h("button", { class: "link mono", type: "button", title: value, "aria-label": `${short}, copy the whole digest`, onclick: () => copy(value) }, short);
 }
 
 export async function copy(text) {

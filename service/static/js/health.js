@@ -1,7 +1,7 @@
 // How the server is doing, computed here from what it tells Prometheus; for those without Grafana.
 import { call, explain } from "./api.js";
 import { beingRead, chart } from "./chart.js";
-import { h, notice, scroller } from "./dom.js";
+import { h, notice, put, scroller } from "./dom.js";
 import { clock, compact, duration, percent } from "./numbers.js";
 import { Scrape, Window } from "./prometheus.js";
 import { STAGES } from "./timing.js";
@@ -39,7 +39,7 @@ class Health {
       this.scrapes = [...this.scrapes, new Scrape(text, Date.now() / 1000)].slice(-KEPT);
       this.#draw();
     } catch (error) {
-      this.body.replaceChildren(notice("bad", ...explain(error)));
+      put(this.body, notice("bad", ...explain(error)));
     }
   }
 
@@ -71,7 +71,7 @@ class Health {
 const line = (name, colour, points) => ({ name, colour, points });
 
 function tile(name, value, unit) {
-  return h("div", { class: "tile sheet" }, h("h3", {}, name), h("p", { class: "figure number" }, value), h("p", { class: "quiet small" }, unit));
+  return h("div", { class: "tile sheet" }, h("h2", { class: "label" }, name), h("p", { class: "figure number" }, value), h("p", { class: "quiet small" }, unit));
 }
 
 function share(window, name) {

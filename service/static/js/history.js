@@ -1,5 +1,6 @@
 // What was drawn before, in this browser's own database; the oldest runs go when there are too many.
 const NAME = "fewstep", STORE = "runs";
+const tabs = new BroadcastChannel("history");
 export const LIMITS = { runs: 60, bytes: 48_000_000 };
 
 let opened = null;
@@ -42,10 +43,18 @@ export async function keep(run) {
   }
   const surplus = overflow(await runs(), LIMITS);
   if (surplus.length) await act("readwrite", store => surplus.map(({ id }) => store.delete(id)).at(-1));
+  tabs.postMessage(null);
 }
 
 export const forget = id => act("readwrite", store => store.delete(id));
-export const clear = () => act("readwrite", store => store.clear());
+
+export async function clear() {
+  await act("readwrite", store => store.clear());
+  tabs.postMessage(null);
+}
+
+// Told when another tab has added to the history or cleared it.
+export const onChange = listener => tabs.addEventListener("message", listener);
 
 // Those that do not fit any more; `all` is newest first, and the newest always stays.
 export function overflow(all, limits) {

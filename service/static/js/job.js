@@ -1,8 +1,8 @@
 // One job: how far it is, its curves, its grids through time, what it said, and what came of it.
 import { call, events, explain, json } from "./api.js";
 import { beingRead, chart } from "./chart.js";
-import { digest, facts, field, h, notice, scroller, select } from "./dom.js";
-import { badge, nameOf, progressBar, ROUTE } from "./jobparts.js";
+import { announce, digest, facts, field, h, notice, put, scroller, select } from "./dom.js";
+import { badge, nameOf, progressBar, ROUTE, stateOf } from "./jobparts.js";
 import { clock, compact, duration, measured, measureName, plural } from "./numbers.js";
 import { versions } from "./versions.js";
 
@@ -47,7 +47,7 @@ export class JobView {
         }
       } catch (error) {
         if (error.name === "AbortError") return;
-        this.messages.replaceChildren(notice("bad", ...explain(error)));
+        put(this.messages, notice("bad", ...explain(error)));
         if (error.status === 404) return;
       }
       await new Promise(resolve => setTimeout(resolve, AGAIN_MS));
@@ -101,12 +101,17 @@ export class JobView {
     ])));
   }
 
-  // Drawn anew only when it is another: who has the focus on a button keeps it.
+  // Drawn anew only when it is another: who has the focus on a button keeps it. A button that is gone gives it to
+  // the heading, as the next one may do what nobody meant.
   #state() {
-    const { job } = this;
-    this.head.replaceChildren(h("header", { class: "row" }, h("h1", {}, nameOf(job)), badge(job), h("span", { class: "row push" }, this.#actions())),
+    const { job } = this, held = this.head.contains(document.activeElement), title = h("h1", { tabindex: -1 }, nameOf(job));
+    this.head.replaceChildren(h("header", { class: "row" }, title, badge(job), h("span", { class: "row push" }, this.#actions())),
       h("p", { class: "quiet small" }, `${job.id}, from ${job.model} on ${job.training_file}. `, h("a", { href: "#/jobs" }, "All jobs")));
     this.end.replaceChildren(...ending(job));
+    if (held) title.focus();
+    if (!this.state) return;
+    const came = this.end.querySelector(".notice strong");
+    announce([`${nameOf(job)}: ${stateOf(job)}`, came?.textContent].filter(Boolean).join(". "));
   }
 
   #actions() {
@@ -160,7 +165,7 @@ function checks(list) {
 
 // A student that is not served can be, under a name that is given now.
 function publisher(job) {
-  const said = h("div");
+  const said = h("div", { "aria-live": "polite" });
   const form = h("form", { class: "row publisher", onsubmit: async event => {
     event.preventDefault();
     const { model, share } = form.elements, body = { bundle: job.result.bundle.bundle_digest, share: Number(share.value), reason: `job ${job.id}` };
@@ -182,7 +187,7 @@ class Grids {
   constructor() {
     this.image = h("img", { alt: "", class: "pixels" });
     this.slider = h("input", { type: "range", min: 0, max: 0, step: 1, value: 0, "aria-label": "Checkpoint", oninput: () => this.#show() });
-    this.label = h("output", { class: "number quiet small" });
+    this.label = h("output", { class: "number quiet small", "aria-live": "off" }); // the slider says it
     this.root = h("section", { class: "sheet grids", hidden: true, "aria-label": "Samples" }, h("div", { class: "row" }, h("h2", {}, "Samples"), h("span", { class: "push" }), this.label), this.image, this.slider);
     this.list = [];
   }
@@ -199,6 +204,7 @@ class Grids {
   async #show() {
     const checkpoint = this.list[Number(this.slider.value)];
     this.label.textContent = `iteration ${checkpoint.step_number}`;
+    this.slider.setAttribute("aria-valuetext", this.label.textContent);
     if (this.shown === checkpoint.id) return;
     this.shown = checkpoint.id;
     const blob = await (await call(checkpoint.sample_url)).blob().catch(() => null);

@@ -4,7 +4,8 @@ import { h } from "./dom.js";
 export const ROUTE = "/v1/distillation/jobs";
 const KINDS = { queued: "", running: "accent", paused: "warn", succeeded: "good", failed: "bad", cancelled: "" };
 
-export const badge = job => h("span", { class: `badge ${KINDS[job.status]}` }, job.requested ? `${job.status}, to ${job.requested}` : job.status);
+export const stateOf = job => (job.requested ? `${job.status}, to ${job.requested}` : job.status);
+export const badge = job => h("span", { class: `badge ${KINDS[job.status]}` }, stateOf(job));
 export const nameOf = job => job.suffix ?? job.fine_tuned_model ?? `${job.model}-sid`;
 
 export function progressBar(percent, status) {

@@ -1,6 +1,6 @@
 // Distillation jobs: the list of them, a form for a new one, and each with its curves.
 import { explain, json } from "./api.js";
-import { h, notice } from "./dom.js";
+import { h, notice, put } from "./dom.js";
 import { JobForm } from "./jobform.js";
 import { JobView } from "./job.js";
 import { badge, nameOf, progressBar, ROUTE } from "./jobparts.js";
@@ -63,7 +63,7 @@ class Jobs {
         if (held) body.querySelector(`[href="${held}"]`)?.focus();
       } catch (error) {
         if (error.status === 404) clearInterval(this.timer);
-        body.replaceChildren(error.status === 404 ? absent() : notice("bad", ...explain(error)));
+        put(body, error.status === 404 ? absent() : notice("bad", ...explain(error)));
       }
     };
     this.timer = setInterval(look, EVERY_MS);

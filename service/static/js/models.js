@@ -55,7 +55,7 @@ function certificate({ reference, runtime, tolerance, measurements }) {
       h("td", {}, bound === undefined ? "" : h("span", { class: `badge ${holds ? "good" : "bad"}` }, holds ? "holds" : "off")));
   });
   return scroller("Certificate of parity",
-    h("table", {}, h("thead", {}, h("tr", {}, ["Part", "Worst", "Allowed", ""].map(name => (name ? h("th", { scope: "col" }, name) : h("td"))))), h("tbody", {}, rows)),
+    h("table", {}, h("thead", {}, h("tr", {}, ["Part", "Worst", "Allowed"].map(name => h("th", { scope: "col" }, name)), h("th", { scope: "col" }, h("span", { class: "visually-hidden" }, "Verdict")))), h("tbody", {}, rows)),
     h("p", { class: "quiet small" }, `${runtime}, against ${reference}`));
 }
 

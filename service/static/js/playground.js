@@ -5,7 +5,7 @@ import { Composer } from "./composer.js";
 import { onState } from "./connection.js";
 import { announce, h, notice } from "./dom.js";
 import { generate, patiently } from "./generate.js";
-import { keep } from "./history.js";
+import { keep, onChange } from "./history.js";
 import { duration, plural, randomSeed } from "./numbers.js";
 import { settingsOf } from "./provenance.js";
 import { Shelf } from "./shelf.js";
@@ -20,14 +20,16 @@ class Playground {
   constructor(models) {
     Object.assign(this, { models, digests: {} });
     this.composer = new Composer(models, { onDraw: settings => this.draw(settings), onFile: file => this.read(file), versionsOf: model => this.#versions(model) });
-    this.messages = h("div", { class: "messages" });
+    this.messages = h("div", { class: "messages", "aria-live": "polite" });
     this.canvas = h("div", { class: "canvas" }, welcome());
     this.code = h("div");
     this.shelf = new Shelf(run => this.restore(run));
     this.root = h("div", { class: "playground" }, this.composer.root,
       h("div", { class: "desk" }, this.messages, this.canvas, this.code, this.shelf.root));
     this.#acceptDrops();
-    this.shelf.refresh().catch(error => this.say("warn", "No history here", `This browser does not keep one (${reason(error)}).`));
+    const recall = () => this.shelf.refresh().catch(error => this.say("warn", "No history here", `This browser does not keep one (${reason(error)}).`));
+    recall();
+    onChange(recall);
     onState((state, before) => this.#connection(state, before));
   }
 
@@ -43,7 +45,9 @@ class Playground {
     return found;
   }
 
+  // An error is an alert in itself, and would be heard twice.
   say(kind, title, text, ...actions) {
+    this.messages.setAttribute("aria-live", kind === "bad" ? "off" : "polite");
     this.messages.replaceChildren(...(kind ? [notice(kind, title, text, ...actions)] : []));
   }
 
@@ -52,6 +56,7 @@ class Playground {
     run.bundles = { ...this.digests, ...Object.fromEntries(this.models.map(model => [model.id, model.digests.bundle])) };
     this.failed = null;
     this.say();
+    announce(`Drawing ${plural(run.columns.length * settings.n, "picture")}`);
     this.#present(run);
     if (matchMedia("(max-width: 60rem)").matches) this.board.root.scrollIntoView({ block: "start" });
     this.composer.busy(() => control.abort());
@@ -61,8 +66,10 @@ class Playground {
       this.#finished(run);
     } catch (error) {
       this.board.stopped();
-      if (error.name === "AbortError") this.say();
-      else this.say("bad", ...explain(error), ...(error instanceof GoneError ? [] : [this.#again(settings)]));
+      if (error.name === "AbortError") {
+        this.say();
+        announce("Stopped");
+      } else this.say("bad", ...explain(error), ...(error instanceof GoneError ? [] : [this.#again(settings)]));
       if (error instanceof GoneError) this.failed = settings;
     } finally {
       this.composer.busy(null);
@@ -75,19 +82,26 @@ class Playground {
     const asked = { ...run.settings, model: column.model, steps: column.steps };
     column.seconds = await patiently(() => generate(asked, {
       signal,
-      onEstimate: (position, blob, which) => board.estimate(index, position, blob, which),
+      onEstimate: (...of) => board.estimate(index, ...of),
       onPicture: (position, picture) => {
         column.pictures[position] = picture;
         board.picture(index, position, picture);
       },
-    }), { signal, onWait: (error, seconds) => this.say("warn", explain(error)[0], `Trying again in ${seconds} s. ${error.message}`) });
+    }), { signal, onWait: (error, seconds) => this.#waiting(error, seconds) });
     board.finished(index, column.seconds);
   }
 
+  // Said once; the seconds that pass are seen and not heard.
+  #waiting(error, seconds) {
+    const left = h("span", { class: "number", role: "timer", "aria-live": "off" }, seconds);
+    this.say("warn", explain(error)[0], ["Trying again in ", left, ` s. ${error.message}`]);
+    return still => { left.textContent = still; };
+  }
+
   #finished(run) {
-    const count = run.columns.reduce((sum, column) => sum + column.pictures.length, 0);
+    const pictures = run.columns.flatMap(column => column.pictures), auto = run.settings.steps === "auto" && run.settings.compare !== "steps";
     const seconds = run.columns.reduce((sum, column) => sum + column.seconds, 0);
-    announce(`${plural(count, "picture")} drawn in ${duration(seconds)}`);
+    announce(`${plural(pictures.length, "picture")} drawn in ${duration(seconds)}${auto ? `, ${plural([...new Set(pictures.map(each => each.steps))].join(" and "), "step")}` : ""}`);
     keep(run).then(() => this.shelf.refresh()).catch(error => this.say("warn", "Not kept in the history", `The browser refuses: ${reason(error)}.`));
   }
 
@@ -104,7 +118,7 @@ class Playground {
   #open(run, column, index) {
     openViewer(run, column, index, {
       bundleOf: model => run.bundles?.[model] ?? this.models.find(each => each.id === model)?.digests.bundle,
-      onUse: (variant, picture) => this.composer.use({ ...run.settings, ...ofOne(run.settings, variant), steps: variant.steps, seed: picture.seed, n: 1 }),
+      onUse: (variant, picture) => this.composer.use({ ...run.settings, ...ofOne(run.settings, variant), steps: picture.steps, seed: picture.seed, n: 1 }),
     });
   }
 
@@ -172,11 +186,12 @@ function variants({ compare, model, version, other, steps, stepChoices }) {
   if (compare === "steps") return stepChoices.map(count => ({ label: plural(count, "step"), model, steps: count }));
   if (compare === "models" && other) return [model, other].map(name => ({ label: name, model: name, steps }));
   if (compare === "versions" && version && other) return [version, other].map(name => ({ label: name, model: name, steps }));
-  return [{ label: plural(steps, "step"), model, steps }];
+  return [{ label: steps === "auto" ? "auto" : plural(steps, "step"), model, steps }];
 }
 
 function welcome() {
   return h("div", { class: "welcome" },
+    h("h1", { class: "visually-hidden" }, "Playground"),
     h("div", { class: "welcome-dots", "aria-hidden": "true" }, h("i"), h("i"), h("i"), h("i")),
     h("p", {}, "Pictures appear here as they are drawn, estimate by estimate."),
     h("p", { class: "quiet small" }, h("kbd", {}, "Ctrl"), " + ", h("kbd", {}, "Enter"), " draws. The same seed gives the same picture."));

@@ -1,5 +1,5 @@
 // The history as a strip of thumbnails.
-import { h } from "./dom.js";
+import { announce, byId, h } from "./dom.js";
 import { clear, runs } from "./history.js";
 import { plural } from "./numbers.js";
 
@@ -8,25 +8,34 @@ export class Shelf {
   constructor(onOpen) {
     Object.assign(this, { onOpen, urls: [] });
     this.list = h("ul", { class: "strip" });
-    const forget = h("button", { class: "ghost push", type: "button", onclick: async () => { await clear(); await this.refresh(); } }, "Clear");
+    const forget = h("button", { class: "ghost push", type: "button", onclick: () => this.#clear() }, "Clear");
     this.root = h("section", { class: "shelf", hidden: true, "aria-label": "History" }, h("div", { class: "row" }, h("h2", {}, "History"), h("span", { class: "quiet small" }, "kept in this browser only"), forget), this.list);
   }
 
+  async #clear() {
+    await clear();
+    await this.refresh();
+    announce("History cleared");
+    byId("view").focus({ preventScroll: true }); // the button is gone with what it was for
+  }
+
+  // What has the focus keeps it while another tab draws.
   async refresh() {
-    const all = await runs();
+    const all = await runs(), held = document.activeElement?.closest(".thumb")?.dataset.run;
     for (const url of this.urls) URL.revokeObjectURL(url);
     this.urls = [];
     this.root.hidden = !all.length;
     this.list.replaceChildren(...all.map(run => this.#entry(run)));
+    if (held) this.list.querySelector(`[data-run="${held}"]`)?.focus({ preventScroll: true });
   }
 
   #entry(run) {
     const pictures = run.columns.flatMap(column => column.pictures).filter(Boolean);
     const urls = pictures.slice(0, 4).map(picture => URL.createObjectURL(picture.blob));
     this.urls.push(...urls);
-    const steps = run.columns.map(column => column.steps);
-    const label = `${run.settings.prompt}, ${plural(pictures.length, "picture")}, ${[...new Set(steps)].join(", ")} steps, seed ${run.settings.seed}`;
-    return h("li", {}, h("button", { type: "button", class: "thumb", title: label, "aria-label": label, onclick: () => this.onOpen(run) },
+    const steps = [...new Set(pictures.map(picture => picture.steps))];
+    const label = `${run.settings.prompt}, ${plural(pictures.length, "picture")}, ${plural(steps.join(", "), "step")}, seed ${run.settings.seed}`;
+    return h("li", {}, h("button", { type: "button", class: "thumb", "data-run": run.id, title: label, "aria-label": label, onclick: () => this.onOpen(run) },
       h("span", { class: `mosaic of-${urls.length}` }, urls.map(src => h("img", { src, alt: "", class: parseInt(run.columns[0].size) < 256 ? "pixels" : "" }))),
       h("span", { class: "thumb-text", dir: "auto" }, run.settings.prompt)));
   }

@@ -13,7 +13,7 @@ function curl(request, origin, key) {
 }
 
 function python(request, origin, key) {
-  const own = OWN.map(name => `"${name}": ${request[name]}`).join(", ");
+  const own = OWN.filter(name => name in request).map(name => `"${name}": ${request[name]}`).join(", ");
   const rest = Object.entries(request).filter(([name]) => !OWN.includes(name)).map(([name, value]) => `    ${name}=${JSON.stringify(value)},`);
   return [
     "import base64", ...(key ? ["import os"] : []), "from pathlib import Path", "", "from openai import OpenAI", "",
@@ -36,7 +36,7 @@ function javascript(request, origin, key) {
 }
 
 export function snippets(settings, withKey) {
-  const code = h("code", {}), pre = h("pre", { tabindex: 0, "aria-label": "Request as code" }, code);
+  const code = h("code", {}), pre = h("pre", { tabindex: 0, role: "region", "aria-label": "Request as code" }, code);
   const buttons = Object.keys(TABS).map(name => h("button", { type: "button", class: "ghost", "aria-pressed": "false", onclick: () => show(name) }, name));
   const said = h("button", { type: "button", class: "push", onclick: async () => {
     await copy(code.textContent);
@@ -50,5 +50,5 @@ export function snippets(settings, withKey) {
   }
 
   show("curl");
-  return h("details", { class: "snippets" }, h("summary", {}, "As code"), h("div", { class: "row" }, buttons, said), pre);
+  return h("details", { class: "snippets" }, h("summary", {}, "As code"), h("div", { class: "row" }, h("div", { class: "row", role: "group", "aria-label": "Language" }, buttons), said), pre);
 }

@@ -1,6 +1,6 @@
 // The versions of one model: which serves, which has a share of the traffic on trial, and the way back.
 import { call, explain, json } from "./api.js";
-import { announce, digest, h, notice } from "./dom.js";
+import { announce, digest, h, notice, scroller } from "./dom.js";
 import { clock, percent } from "./numbers.js";
 
 const KINDS = { serving: "good", canary: "accent", previous: "", retired: "" };
@@ -16,7 +16,9 @@ async function fill(root, id, changed) {
   try {
     const { data } = await json(`/v1/models/${encodeURIComponent(id)}/versions`);
     root.hidden = !data.length;
-    root.replaceChildren(h("div", { class: "row" }, h("h3", {}, "Versions"), actions(root, id, data, changed)), table(data));
+    const held = root.contains(document.activeElement), title = h("h3", { tabindex: -1 }, "Versions");
+    root.replaceChildren(h("div", { class: "row" }, title, actions(root, id, data, changed)), table(data));
+    if (held) title.focus();
   } catch (error) {
     root.hidden = [404, 405].includes(error.status);
     root.replaceChildren(notice("bad", ...explain(error)));
@@ -41,7 +43,7 @@ function actions(root, id, data, changed) {
 }
 
 function table(data) {
-  return h("div", { class: "scroll" }, h("table", {},
+  return scroller("Table of versions", h("table", {},
     h("thead", {}, h("tr", {}, ["Version", "State", "Share", "Bundle", "Since", "Why"].map(name => h("th", { scope: "col" }, name)))),
     h("tbody", {}, data.map(each => h("tr", {}, h("th", { scope: "row" }, each.id),
       h("td", {}, h("span", { class: `badge ${KINDS[each.state] ?? ""}` }, each.state)), h("td", {}, percent(each.share, 0)), h("td", {}, digest(each.digest)),
