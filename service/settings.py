@@ -253,7 +253,7 @@ class Settings(BaseSettings):
         "cors_origins", "jobs_devices", "jobs_teachers", "jobs_data", "webhook_hosts", mode="before"
     )
     @classmethod
-    def _parse_origins(cls, value: Any) -> Any:
+    def _split_at_commas(cls, value: Any) -> Any:
         return (
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
