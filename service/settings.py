@@ -326,6 +326,17 @@ def read_settings(**overrides: Any) -> Settings:
         raise ServiceError(f"{name} ({PREFIX}{name.upper()}): {reason}", param=name) from error
 
 
+def as_variable(value: Any) -> str:
+    """A setting as it is written in the environment; what is not set is empty."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={one}" for name, one in value.items())
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def reachable(host: str) -> str:
     """Where a server that listens on `host` is reached from its own machine."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
