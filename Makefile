@@ -1,16 +1,21 @@
-# The two commands of the README. Both need nothing but Python 3.11 or newer.
+# The two commands of the README, demo and test. Both need nothing but Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
 SERVE_PORT ?= 8000
 
-.PHONY: demo test check docs set-up clean
+.PHONY: demo test test-slow check docs set-up clean
 
 demo: set-up
 	$(BIN)/python -m fewstep.demo --port $(SERVE_PORT)
 
 test: set-up check
 	bash scripts/system-packages
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+# What `test` leaves out, as it takes longer than all the rest: crashes, trainings, exports.
+test-slow: set-up
+	bash scripts/system-packages
+	$(BIN)/python -m pytest -m slow
 
 check: set-up
 	$(BIN)/ruff check .

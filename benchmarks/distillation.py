@@ -285,7 +285,7 @@ def _report(results: dict[str, Any]) -> str:
 def _plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     names = list(results["time"])
     bars = [average(results["time"][name]) for name in names]
     for number, what in enumerate(("passes", *WAYS)):
@@ -304,7 +304,7 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     right.set_ylabel("peak memory / the straightforward one's")
     right.axhline(0.6, color="grey", linewidth=0.8, linestyle="--")
     for axes in (left, right):
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     machine = results["machine"]
     figure.suptitle(f"{machine['date']}: {machine['machine']}, torch {machine['torch']}", fontsize=9)
     figure.savefig(path, dpi=110)

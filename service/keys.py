@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import logging
 import secrets
 import time
 from pathlib import Path
@@ -19,8 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .admission import refusal
 from .errors import ServiceError, reason_of
 
+log = logging.getLogger(__name__)
+
 PREFIX = "fs-"
 MINUTE = 60.0
+LOOK_SECONDS = 1.0
+"""Between two looks at the file: a key that is taken out of it stops working that soon."""
 
 
 class Key(BaseModel):
@@ -40,15 +45,16 @@ class Key(BaseModel):
 
 
 class Keys:
-    """The keys of a server; without a file everybody is let in."""
+    """The keys of a server, as their file has them at the moment; without a file everybody is let in."""
 
     def __init__(self, file: Path | None) -> None:
         """
         Raises:
             ServiceError: the file cannot be read; names the line.
         """
+        self._file, self._open = file, file is None
+        self._seen, self._next_look = _state(file), time.monotonic() + LOOK_SECONDS
         self._keys = [] if file is None else _read(file)
-        self._open = file is None
         self._left: dict[str, tuple[float, float]] = {}
 
     def check(self, authorization: str) -> Key | None:
@@ -62,6 +68,7 @@ class Keys:
         """
         if self._open:
             return None
+        self._look()
         scheme, _, secret = authorization.partition(" ")
         digest = hashed(secret.strip() if scheme.lower() == "bearer" else "")
         found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
@@ -70,6 +77,22 @@ class Keys:
         message = "This server needs an API key: send the header 'Authorization: Bearer KEY'."
         headers = {"WWW-Authenticate": "Bearer"}
         raise ServiceError(message, status=401, code="invalid_api_key", headers=headers)
+
+    def _look(self) -> None:
+        """Reads the file again if it has changed. One that cannot be read changes nothing: whoever is writing it
+        must not shut everybody out."""
+        if self._file is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        state = _state(self._file)
+        if state == self._seen:
+            return
+        self._seen = state
+        try:
+            self._keys = _read(self._file)
+            log.info("%d API keys, as %s says now", len(self._keys), self._file)
+        except ServiceError as error:
+            log.error("the API keys stay as they were: %s", error)
 
     def check_admin(self, key: Key | None, host: str, foreign: bool, anybody: bool) -> None:
         """Who may change what is served: an admin key; on a server without keys, this machine.
@@ -175,6 +198,15 @@ def add_key(
     with file.open("a") as stream:
         stream.write("\n" * unended + key.model_dump_json(exclude_defaults=True) + "\n")
     return secret
+
+
+def _state(file: Path | None) -> tuple[int, ...] | None:
+    """What is different after a change."""
+    try:
+        status = file.stat() if file else None
+    except OSError:
+        return None
+    return status and (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _read(file: Path) -> list[Key]:

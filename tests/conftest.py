@@ -9,8 +9,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
+
+# Here and in all processes that tests start, before the first of them loads PyTorch: its networks are tiny in tests, so
+# a second thread makes them slower, and with another number of threads sums have other last digits.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
 
 from .tiny import new_pipeline
 
@@ -22,13 +27,12 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 """Python's own, whoever started the tests: what runs in a shell's background ignores Ctrl-C, as would its children."""
-THREADS = torch.get_num_threads()
 
 
 @pytest.fixture(autouse=True)
 def _process_as_it_was() -> Iterator[None]:
     """Programs that are run in this process, also by fixtures of a whole module, leave their signal handlers and
-    PyTorch's threads to whoever comes next; with another number of threads, sums have other last digits."""
+    PyTorch's threads to whoever comes next."""
     _restore()
     yield
     _restore()
@@ -37,7 +41,7 @@ def _process_as_it_was() -> Iterator[None]:
 def _restore() -> None:
     for number, handler in HANDLERS.items():
         signal.signal(number, handler)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,14 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -141,11 +143,19 @@ def _module(command: Command, given: list[str]) -> None:
     assert importlib.util.find_spec(given[0]), f"{command}\nno module {given[0]}"
     flags = {word.partition("=")[0] for word in given[1:] if word.startswith("--")}
     if flags:
-        done = subprocess.run(
-            [sys.executable, "-m", given[0], "--help"], cwd=ROOT, capture_output=True, text=True
-        )
-        unknown = {flag for flag in flags if flag not in done.stdout}
-        assert not unknown, f"{command}\n{given[0]} --help knows no {unknown}\n{done.stderr}"
+        unknown = {flag for flag in flags if flag not in help_of(given[0])}
+        assert not unknown, f"{command}\n{given[0]} --help knows no {unknown}"
+
+
+@cache
+def help_of(module: str) -> str:
+    """In this process, as the programs load what takes seconds to load."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, suppress(SystemExit), redirect_stdout(said):
+        patch.setattr(sys, "argv", [module, "--help"])
+        patch.delitem(sys.modules, module, raising=False)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return said.getvalue()
 
 
 def _pip(command: Command, given: list[str]) -> None:

@@ -86,9 +86,13 @@ def made(target: str) -> str:
 
 def test_make_test_runs_all_checks() -> None:
     commands = made("test")
-    for promise in ("pytest", "ruff check .", "ruff format --check .", "mypy", "lint-imports"):
+    for promise in ('pytest -m "not slow"', "ruff check .", "ruff format --check .", "mypy", "lint-imports"):
         assert re.search(rf"^\.venv/bin/(python -m )?{re.escape(promise)}$", commands, re.MULTILINE), promise
-    assert not re.search(r"pytest.*(-k|-m |--ignore|deselect)", commands), "leaves tests out"
+
+
+def test_fast_and_slow_tests_together_are_all() -> None:
+    lines = [line for line in (made("test") + made("test-slow")).splitlines() if "pytest" in line]
+    assert [line.partition("pytest ")[2] for line in lines] == ['-m "not slow"', "-m slow"]
 
 
 def test_make_demo_runs_the_line_and_serves() -> None:
@@ -112,7 +116,7 @@ def test_a_first_make_installs_from_the_package_registry_alone(tmp_path: Path) -
 
 def test_ci_runs_what_the_readme_says() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    assert "make test" in script
+    assert re.findall(r"^make (\S+)$", script, re.MULTILINE) == ["test", "test-slow"]
     assert "set -euo pipefail" in script
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 

@@ -78,6 +78,7 @@ def figures(out: Path) -> torch.Tensor:
     return torch.tensor([[event.get(name, 0.0) for name in FIGURES] for event in events(out)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WHOLE)
 def test_two_ranks_give_the_losses_of_one_with_twice_the_images(runs: Path, kind: str) -> None:
     one, two = runs / "one" / kind, runs / "two" / kind
@@ -86,6 +87,7 @@ def test_two_ranks_give_the_losses_of_one_with_twice_the_images(runs: Path, kind
     torch.testing.assert_close(figures(two), figures(one), rtol=TOLERANCE, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WHOLE)
 def test_two_ranks_give_the_weights_of_one(runs: Path, kind: str) -> None:
     """But for the bias of keys, to which softmax is blind: its gradient is rounding, of which Adam makes steps."""
@@ -101,6 +103,7 @@ def test_two_ranks_give_the_weights_of_one(runs: Path, kind: str) -> None:
     assert students[0].keys() == students[1].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 @pytest.mark.parametrize("way", ["1-2", "2-1"])
 def test_a_run_goes_on_with_another_number_of_ranks(runs: Path, kind: str, way: str) -> None:
@@ -112,6 +115,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(runs: Path, kind: str, way: 
     assert {name: value.shape for name, value in whole.items()} == {n: v.shape for n, v in resumed.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WHOLE)
 def test_one_rank_writes_the_record(runs: Path, kind: str) -> None:
     def files(out: Path) -> set[str]:
@@ -124,6 +128,7 @@ def test_one_rank_writes_the_record(runs: Path, kind: str) -> None:
     assert written == (2 if kind.endswith("fsdp") else written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "pieces"), [("ddp", 1), ("fsdp", 2)])
 def test_networks_average_and_moments_are_sharded_or_whole(runs: Path, kind: str, pieces: int) -> None:
     about = (

@@ -29,6 +29,7 @@ def recipe_for(folder: Path, **changes: Any) -> Recipe:
     return Recipe.model_validate({"teacher": str(folder), "batch": 16, "iterations": 4, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "accumulation"), [("sana", 1), ("sd3.5", 2), ("flux", 1)])
 def test_the_peak_is_that_of_a_real_iteration(
     tiny: Tiny, tmp_path: Path, name: str, accumulation: int
@@ -61,6 +62,7 @@ def deep(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [
@@ -84,6 +86,7 @@ def test_few_blocks_tell_of_many(deep: Path, setting: Setting) -> None:
         )
 
 
+@pytest.mark.slow
 def test_what_each_setting_saves(deep: Path) -> None:
     recipe = recipe_for(deep)
     settings = {"kept": Setting(), "again": Setting(checkpointing=True), "lora": Setting(rank=1)}

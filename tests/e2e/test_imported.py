@@ -47,6 +47,7 @@ def check(student: Path, bundle: Bundle, steps: int, data_dir: Path) -> None:
     assert found.std() > 1
 
 
+@pytest.mark.slow
 def test_a_model_that_is_said_to_be_eulers_is_imported_exported_and_served(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_the_manifest_tells_where_the_bundle_comes_from(bundle: Bundle, student:
     assert str(student.parent) not in (bundle.path / MANIFEST).read_text()
 
 
+@pytest.mark.slow
 def test_the_same_student_gives_the_same_bundle(bundle: Bundle, student: Path, tmp_path: Path):
     """In another process with another hash seed, from another folder."""
     moved = shutil.copytree(student, tmp_path / student.name)

@@ -90,6 +90,7 @@ def test_islands_are_the_norms_and_the_last_layer(parts: dict[str, Part]) -> Non
     assert all("norm" in name for name in named["text_encoder"])
 
 
+@pytest.mark.slow
 def test_a_half_graph_computes_in_half_and_keeps_its_inputs(parts: dict[str, Part]) -> None:
     model = trace_part(in_half(parts["denoiser"], torch.float16))
     ends = [entry.type.tensor_type.elem_type for entry in (*model.graph.input, *model.graph.output)]
@@ -167,6 +168,7 @@ def test_precisions_that_are_not_there_list_those_that_are(name: str) -> None:
         precision_named(name)
 
 
+@pytest.mark.slow
 def test_a_half_bundle_is_certified_and_names_its_islands(student: Path, tmp_path: Path) -> None:
     bundle = export_student(
         student, tmp_path / "b", precision="fp16", batch_sizes=(1, 2), say=lambda line: None
@@ -188,6 +190,7 @@ def bf16(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_is_certified_with_every_result_rounded(bf16: Bundle) -> None:
     manifest = bf16.manifest
     assert manifest.certificate.failures() == []
@@ -202,6 +205,7 @@ def test_bfloat16_is_certified_with_every_result_rounded(bf16: Bundle) -> None:
     assert not list(bf16.path.glob(".*")), "widened graphs are not left behind"
 
 
+@pytest.mark.slow
 def test_its_graphs_compute_in_bfloat16_and_are_valid(bf16: Bundle) -> None:
     for part in ("text_encoder", "denoiser", "decoder"):
         model = onnx.load(bf16.path / f"{part}.onnx")
@@ -212,6 +216,7 @@ def test_its_graphs_compute_in_bfloat16_and_are_valid(bf16: Bundle) -> None:
         assert TensorProto.BFLOAT16 not in ends
 
 
+@pytest.mark.slow
 def test_onnx_runtime_on_a_cpu_says_what_runs_it_and_pytorch_does(bf16: Bundle) -> None:
     message = "ONNX Runtime does not run bf16 on a CPU: take a GPU, or export the student with --torch"
     for backend in ("auto", "onnxruntime-cpu"):
@@ -224,6 +229,7 @@ def test_onnx_runtime_on_a_cpu_says_what_runs_it_and_pytorch_does(bf16: Bundle) 
     assert np.mean(np.abs(pictures.astype(int) - expected)) < 4
 
 
+@pytest.mark.slow
 def test_a_float8_bundle_is_calibrated_certified_and_runs(student: Path, tmp_path: Path) -> None:
     bundle = export_student(
         student,

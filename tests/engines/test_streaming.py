@@ -30,6 +30,8 @@ from engines.export.trace import trace_part
 from engines.runtime import generate
 from engines.runtime.onnx import OnnxRuntime
 
+pytestmark = pytest.mark.slow  # an export of its own
+
 PROMPTS = ["a red circle", ""]
 
 

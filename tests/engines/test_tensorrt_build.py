@@ -46,6 +46,7 @@ def assert_compiled(folder: PlanFolder, bundle: Bundle) -> None:
         assert len(folder.read(part)) > 100_000, "a plan, not only its header"
 
 
+@pytest.mark.slow
 def test_every_part_of_the_shipped_model_compiles(rtx: Kit, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "bundle"

@@ -119,6 +119,7 @@ def test_what_came_out_stays_when_the_next_call_runs(runtime: TensorRTRuntime) -
     assert not np.array_equal(np.asarray(second), before)
 
 
+@pytest.mark.slow
 def test_memory_is_given_back(runtime: TensorRTRuntime, cuda: FakeCuda) -> None:
     def one() -> int:
         generate(runtime, PROMPTS[:1], SEEDS[:1], 1)

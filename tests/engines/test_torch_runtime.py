@@ -23,6 +23,8 @@ from engines.runtime import torch as torch_runtime
 from engines.runtime.onnx import OnnxRuntime
 from engines.runtime.torch import TorchRuntime
 
+pytestmark = pytest.mark.slow  # PyTorch exports and compiles for half a minute
+
 PROMPTS = ["a red circle", "", "a blue star on a grey background"]
 SEEDS = [3, 4, 5]
 

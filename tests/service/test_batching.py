@@ -124,6 +124,7 @@ def test_full_queue_is_429_with_a_computed_retry_after(settings: Settings) -> No
         assert running.generate(n=8).status_code == 200
 
 
+@pytest.mark.slow
 def test_those_who_are_refused_together_are_not_told_to_come_back_together(settings: Settings) -> None:
     runtime = FakeRuntime(ONE_SIZE, call_seconds=0.2)
     small = settings.model_copy(update={"queue_limit": 4})
@@ -163,9 +164,10 @@ def test_two_models_have_their_own_queues(settings: Settings) -> None:
 
 
 def test_the_event_loop_is_never_blocked(settings: Settings) -> None:
-    """While pictures are drawn and written, a task that wakes every 5 ms is never late by much."""
+    """While pictures are drawn and written, a task that wakes every 5 ms is not held up as often as the engine is
+    called; a machine that stalls may hold it up now and then."""
 
-    async def measure() -> tuple[list[int], float]:
+    async def measure() -> tuple[list[int], int, int]:
         runtime = FakeRuntime(ONE_SIZE)
         app = create_app(settings, {"slow": runtime})
         transport = httpx.ASGITransport(app)
@@ -178,16 +180,16 @@ def test_the_event_loop_is_never_blocked(settings: Settings) -> None:
             runtime.call_seconds = 0.15
             body = {"prompt": "a", "n": 4, "num_inference_steps": 2}
             requests = asyncio.gather(*(c.post("/v1/images/generations", json=body) for _ in range(4)))
-            latest = 0.0
+            late, calls = 0, len(runtime.calls)
             while not requests.done():
                 before = time.perf_counter()
                 await asyncio.sleep(0.005)
-                latest = max(latest, time.perf_counter() - before)
-            return [answer.status_code for answer in await requests], latest
+                late += time.perf_counter() - before > 0.12
+            return [answer.status_code for answer in await requests], late, len(runtime.calls) - calls
 
-    statuses, latest = asyncio.run(measure())
+    statuses, late, calls = asyncio.run(measure())
     assert statuses == [200] * 4
-    assert latest < 0.12
+    assert late < calls / 2
 
 
 requests = st.lists(

@@ -170,6 +170,45 @@ def test_a_bad_file_is_told_by_line(tmp_path: Path, content: str, says: str) -> 
         Keys(tmp_path / "none")
 
 
+def works(keys: Keys, secret: str) -> bool:
+    try:
+        return keys.check(f"Bearer {secret}") is not None
+    except ServiceError:
+        return False
+
+
+def test_keys_come_and_go_with_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+    alice = add_key(file, "alice")
+    keys = Keys(file)
+    bob = add_key(file, "bob")
+    assert (works(keys, alice), works(keys, bob)) == (True, False)  # not looked at again yet
+    monkeypatch.setattr("service.keys.LOOK_SECONDS", 0.0)
+    keys = Keys(file)
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if "bob" in line))
+    assert (works(keys, alice), works(keys, bob)) == (False, True)
+    for spoil in (lambda: file.write_text('{"name": "eve"'), file.unlink):
+        caplog.clear()
+        spoil()
+        assert [works(keys, bob) for _ in range(3)] == [True] * 3
+        assert [record.message for record in caplog.records if "stay as they were" in record.message][
+            1:
+        ] == []
+        assert "stay as they were" in caplog.text
+    carol = add_key(file, "carol")
+    assert (works(keys, bob), works(keys, carol)) == (False, True)
+
+
+def test_an_emptied_file_lets_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.keys.LOOK_SECONDS", 0.0)
+    file = tmp_path / "keys"
+    secret, keys = add_key(file, "alice"), Keys(file)
+    file.write_text("")
+    assert not works(keys, secret)
+
+
 def test_a_key_is_added_to_a_file_without_a_last_line_end(tmp_path: Path) -> None:
     first = add_key(tmp_path / "keys", "alice")
     (tmp_path / "keys").write_text((tmp_path / "keys").read_text().rstrip())

@@ -128,6 +128,7 @@ def test_streams_say_who_draws_them(wanted: Settings) -> None:
         assert "image_generation.completed" in answer.text
 
 
+@pytest.mark.slow
 def test_what_was_published_survives_a_restart_without_its_folder(
     wanted: Settings, tmp_path: Path, digests: dict[str, str]
 ) -> None:
@@ -153,6 +154,7 @@ def test_what_was_published_survives_a_restart_without_its_folder(
         assert picture(running, "dall-e-3")[1] in ("m@2", "m@3")
 
 
+@pytest.mark.slow
 def test_settings_that_name_another_bundle_win_at_the_next_start(
     wanted: Settings, tmp_path: Path, digests: dict[str, str]
 ) -> None:
@@ -190,6 +192,7 @@ def test_a_bundle_that_cannot_be_served_changes_nothing(
     assert not (wanted.data_dir / "models.json").exists()
 
 
+@pytest.mark.slow
 def test_a_published_version_that_is_gone_at_the_next_start_gives_way(
     wanted: Settings, tmp_path: Path, loader: Loader, digests: dict[str, str]
 ) -> None:
@@ -206,6 +209,7 @@ def test_a_published_version_that_is_gone_at_the_next_start_gives_way(
         assert picture(running)[2] == digests["a"]
 
 
+@pytest.mark.slow
 def test_the_longest_unused_model_makes_room_and_comes_back(
     wanted: Settings, tmp_path: Path, loader: Loader
 ) -> None:
@@ -233,6 +237,7 @@ def test_the_longest_unused_model_makes_room_and_comes_back(
         assert running.metric("fewstep_model_memory_bytes") <= 100 * 2**20
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_told_at_once_and_what_is_busy_stays(
     wanted: Settings, tmp_path: Path, loader: Loader
 ) -> None:
@@ -344,6 +349,7 @@ def test_publishing_from_the_same_process(wanted: Settings, tmp_path: Path, dige
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_load_under_changing_versions_loses_no_request(wanted: Settings, tmp_path: Path) -> None:
     with run_server(wanted, None) as running, ThreadPoolExecutor(4) as pool:
         expected: dict[str, bytes] = {}

@@ -52,6 +52,7 @@ def operations(running: Running) -> list[Any]:
     return [found.ok() for found in schema.get_all_operations()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.name.lower())
 def test_no_request_that_the_description_leads_to_is_a_500(running: Running, mode: GenerationMode) -> None:
     asked = 0

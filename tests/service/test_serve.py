@@ -95,6 +95,7 @@ def test_a_signal_lets_admitted_work_finish(tmp_path: Path, number: int) -> None
             httpx.get(url)
 
 
+@pytest.mark.slow
 def test_what_does_not_finish_in_time_gets_an_error(tmp_path: Path) -> None:
     with (
         server_process(tmp_path, call_seconds=0.2, drain_seconds=0.2) as (url, process),
@@ -110,6 +111,7 @@ def test_what_does_not_finish_in_time_gets_an_error(tmp_path: Path) -> None:
         assert time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_a_second_signal_cuts_the_drain_short(tmp_path: Path) -> None:
     with (
         server_process(tmp_path, call_seconds=0.2, drain_seconds=60) as (url, process),

@@ -64,6 +64,7 @@ def test_a_promise_that_could_not_be_kept_is_told_and_its_work_given_up(settings
         assert slow.generate().status_code == 200
 
 
+@pytest.mark.slow
 def test_the_official_clients_patience_is_a_deadline(settings: Settings) -> None:
     with run_server(settings, {"slow": one_at_a_time(0.2)}) as slow:
         client = openai.OpenAI(base_url=f"{slow.url}/v1", api_key="none", max_retries=0, timeout=0.5)

@@ -79,6 +79,7 @@ def test_whatever_is_done_one_version_serves_and_the_shares_add_up(actions: list
         assert numbers == sorted(set(numbers))
 
 
+@pytest.mark.slow
 @given(st.floats(0.02, 0.98), st.integers(0, 2**32))
 def test_the_canary_gets_its_share_and_a_key_always_the_same_version(share: float, salt: int) -> None:
     line = grow(1, share)

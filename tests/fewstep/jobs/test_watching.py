@@ -157,6 +157,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_and_comes_back_is_taken_up_where_it_was(
     settings: Settings, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +193,7 @@ def test_a_server_that_goes_and_comes_back_is_taken_up_where_it_was(
     assert connection[-1] == "back"
 
 
+@pytest.mark.slow
 def test_a_job_that_is_gone_when_the_server_is_back_ends_it(
     settings: Settings, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +245,7 @@ def test_the_wait_for_a_server_grows_and_is_bounded() -> None:
     assert view.gone_back == ["away"] * 6 + ["back"]
 
 
+@pytest.mark.slow
 def test_a_line_that_is_silent_for_too_long_is_taken_up_again(
     office: Office, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

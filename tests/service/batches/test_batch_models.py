@@ -14,6 +14,7 @@ from ..running import run_server, wait_until
 from .office import line, office_of
 
 
+@pytest.mark.slow
 def test_no_model_leaves_memory_for_a_batch_and_one_leaves_in_the_middle_of_it(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ def test_the_official_client_takes_a_batch_from_its_file_to_its_pictures(
         office.openai.files.delete(batch.input_file_id)
 
 
+@pytest.mark.slow
 def test_pages_hold_every_batch_once(settings: Settings) -> None:
     with open_office(settings, FakeRuntime(SMALL)) as office:
         made = [office.submit([line("a", num_inference_steps=1)]).id for _ in range(5)]
@@ -140,6 +141,7 @@ def test_a_cancelled_batch_keeps_what_was_finished(settings: Settings) -> None:
         assert office.running.generate().status_code == 200, "the engine is free again"
 
 
+@pytest.mark.slow
 def test_a_batch_expires_with_its_window(settings: Settings) -> None:
     runtime = FakeRuntime(SMALL)
     with open_office(settings, runtime) as office:

@@ -41,6 +41,7 @@ def as_live(office: Office) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_in_the_middle_leaves_a_batch_that_the_next_one_finishes(
     settings: Settings,
 ) -> None:
@@ -76,6 +77,7 @@ def process(folder: Path, seconds: float) -> Iterator[tuple[subprocess.Popen[str
         child.wait(20)
 
 
+@pytest.mark.slow
 def test_a_killed_server_goes_on_at_once_where_it_was(settings: Settings) -> None:
     """SIGKILL: no lease was given back, and still the same server need not wait for its end."""
     folder = settings.data_dir
@@ -92,6 +94,7 @@ def test_a_killed_server_goes_on_at_once_where_it_was(settings: Settings) -> Non
         assert drawn(office, ended) == as_live(office)
 
 
+@pytest.mark.slow
 def test_two_servers_on_one_database_share_batches_and_never_one(settings: Settings) -> None:
     runtimes = [FakeRuntime(SMALL), FakeRuntime(SMALL)]
     with (

@@ -113,6 +113,7 @@ def test_what_does_not_listen_is_killed_when_its_grace_is_over(folder: Path) -> 
     assert (ended["code"], ended["reason"]) == (-signal.SIGKILL, "stopped")
 
 
+@pytest.mark.slow
 def test_without_its_lease_it_stops_by_itself_and_with_it_it_goes_on(folder: Path) -> None:
     local = Local()
     local.start(command(folder, lease=1.5))
