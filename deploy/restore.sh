@@ -16,7 +16,12 @@ others=$(compose ps --services --status running | grep -E '^(api|worker|ray)' ||
 [ -z "$others" ] || compose stop $others
 if [ -e "$folder/jobs.dump" ]; then
     compose up --detach --wait postgres
-    compose exec -T postgres pg_restore --clean --if-exists --no-owner --single-transaction --username=fewstep --dbname=fewstep <"$folder/jobs.dump"
+    # In one transaction, and in place of all that is there: tables of a later version would stop the next upgrade.
+    sql=$(mktemp)
+    trap 'rm -f "$sql"' EXIT
+    compose exec -T postgres pg_restore --no-owner --file=- <"$folder/jobs.dump" >"$sql"
+    compose exec -T postgres psql --quiet --no-psqlrc --set=ON_ERROR_STOP=1 --single-transaction --username=fewstep --dbname=fewstep \
+        --command='DROP SCHEMA public CASCADE' --command='CREATE SCHEMA public' --file=- <"$sql" >/dev/null
 elif [ -e "$folder/jobs.db" ]; then
     in_data 'cat >/data/jobs.db.new && rm -f /data/jobs.db-wal /data/jobs.db-shm && mv /data/jobs.db.new /data/jobs.db' <"$folder/jobs.db"
 fi

@@ -6,7 +6,8 @@ mkdir -p "$folder"
 # The folder keeps other people out; the files have to be readable for the users inside the containers.
 chmod 0700 "$folder"
 
-random() { head -c 24 /dev/urandom | base64 | tr '+/' '-_'; }
+# Letters, digits, dots and underscores: neither a URL nor a command line takes them for anything else.
+random() { head -c 24 /dev/urandom | base64 | tr '+/' '._'; }
 keep() { # NAME VALUE
     [ -s "$folder/$1" ] && return
     printf '%s' "$2" >"$folder/.$1.new"

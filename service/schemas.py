@@ -74,7 +74,8 @@ class ImagesRequest(BaseModel):
     )
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
         None,
-        description="low, medium, high are 1, 2, 4 steps; standard is medium, hd high; auto high or, under load, less",
+        description="low, medium, high are 1, 2, 4 steps; standard is medium, hd is high; auto leaves them to the "
+        "server; high by default",
     )
     output_format: Format | None = Field(None, description="png by default")
     output_compression: int | None = Field(
@@ -88,7 +89,10 @@ class ImagesRequest(BaseModel):
     )
     moderation: Literal["auto", "low"] | None = Field(None, description="Accepted, without effect")
     style: Literal["vivid", "natural"] | None = Field(None, description="Accepted, without effect")
-    user: Text | None = Field(None, description="Accepted, without effect")
+    user: Text | None = Field(
+        None,
+        description="Who asks: has a fair share on a server without API keys, and stays with one version",
+    )
     seed: int | None = Field(
         None,
         ge=0,

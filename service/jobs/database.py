@@ -11,6 +11,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util.exc import CommandError
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
@@ -28,11 +29,11 @@ DRIVERS = {"postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
 
 
 class StoreGoneError(ServiceError):
-    """The database does not answer; it may come back, and nothing that it said is lost."""
+    """The database does not answer, or not to this version; it may come back, and nothing that it said is lost."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"The job store does not answer ({reason}); jobs and files wait for it, pictures do not.",
+            f"The job store cannot be used ({reason}); jobs and files wait for it, pictures do not.",
             status=503,
             code="store_unavailable",
             headers={"Retry-After": "5"},
@@ -45,12 +46,25 @@ class Outage:
     def __init__(self, log: logging.Logger) -> None:
         self._log, self._on = log, False
 
-    def begin(self, error: StoreGoneError) -> None:
-        if not self._on:
-            self._log.warning("%s", error)
-        self._on = True
+    @contextmanager
+    def outlived(self, failed: str) -> Iterator[None]:
+        """One try of many, from which no error gets out.
+
+        Args:
+            failed: What the log says of errors that are not the store's.
+        """
+        try:
+            yield
+            self.end()
+        except StoreGoneError as error:
+            if not self._on:
+                self._log.warning("%s", error)
+            self._on = True
+        except Exception:
+            self._log.exception(failed)
 
     def end(self) -> None:
+        """The store has answered."""
         if self._on:
             self._log.info("the store of jobs answers again")
         self._on = False
@@ -75,7 +89,7 @@ class Database:
         """A transaction: all of it or nothing; its objects stay readable afterwards.
 
         Raises:
-            StoreGoneError: the database does not answer.
+            StoreGoneError: the database does not answer, or its tables are of a later version.
         """
         try:
             if not self._migrated:
@@ -90,12 +104,20 @@ class Database:
             raise
 
     def migrate(self) -> None:
-        """Brings the tables to this version; two servers may do so at once, and threads after one another."""
+        """Brings the tables to this version; two servers may do so at once, and threads after one another.
+
+        Raises:
+            StoreGoneError: they are of a later version, as after a roll back.
+        """
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         with MIGRATING, self.engine.begin() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                reason = f"its tables are those of a later version of fewstep: {error}"
+                raise StoreGoneError(reason) from error
         self._migrated = True
 
     def close(self) -> None:

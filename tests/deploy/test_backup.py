@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sqlalchemy import inspect, text
 
 from service.jobs.database import Database, sqlite_url
 from service.jobs.store import JobStore, NewJob
@@ -133,6 +134,38 @@ def test_a_lost_database_comes_back(installation: Installation) -> None:
         wipe = "DROP SCHEMA public CASCADE; CREATE SCHEMA public"
         assert run(program("psql"), "-U", "fewstep", "-c", wipe, env=installation.environment).returncode == 0
     assert installation.script("restore.sh", "saved").returncode == 0
+    assert installation.jobs() == [job]
+
+
+def test_tables_of_a_later_version_are_taken_away_so_that_an_upgrade_finds_none(
+    installation: Installation,
+) -> None:
+    """A roll back to the backup from before the upgrade, twice; the second backup is of what the first one brought."""
+    job = installation.submit()
+    for name in ("before", "again"):
+        assert installation.script("backup.sh", name).returncode == 0
+        database = Database(installation.url)
+        with database.engine.begin() as connection:
+            connection.execute(text("CREATE TABLE later (id integer)"))
+            connection.execute(text("UPDATE alembic_version SET version_num = 'later'"))
+        database.close()
+        done = installation.script("restore.sh", name)
+        assert done.returncode == 0, done.stderr
+        assert installation.jobs() == [job]
+        database = Database(installation.url)
+        assert "later" not in inspect(database.engine).get_table_names()
+        database.close()
+
+
+def test_a_dump_that_cannot_be_read_leaves_the_database_as_it_is(installation: Installation) -> None:
+    if installation.url.startswith("sqlite"):
+        pytest.skip("SQLite's copy is put in place whole")
+    job = installation.submit()
+    assert installation.script("backup.sh", "saved").returncode == 0
+    (installation.folder / "saved" / "jobs.dump").write_bytes(b"PGDMP of another kind")
+    sums = "cd saved && sha256sum data.tar jobs.dump >SHA256SUMS"
+    assert run("sh", "-c", sums, cwd=installation.folder).returncode == 0
+    assert installation.script("restore.sh", "saved").returncode != 0
     assert installation.jobs() == [job]
 
 

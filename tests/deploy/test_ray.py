@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -12,7 +14,8 @@ import yaml
 from service.settings import PREFIX, Settings
 
 from .files import DEPLOY, ROOT, read_yaml
-from .test_kubernetes import SCHEMAS
+from .test_kubernetes import CONTAINER, SCHEMAS
+from .test_kubernetes import KINDS as PLAIN
 
 SERVICES: dict[str, dict[str, Any]] = read_yaml(DEPLOY / "compose.yaml")["services"]
 SERVE = read_yaml(DEPLOY / "ray" / "serve.yaml")
@@ -230,6 +233,56 @@ def test_the_worker_asks_the_cluster_of_jobs() -> None:
     assert worker["FEWSTEP_JOBS_RAY_ADDRESS"] == f"http://{name}-head-svc:8265"
     assert KINDS["RayJob"]["spec"]["clusterSelector"] == {"ray.io/cluster": name}
     assert WORKER["spec"]["template"]["metadata"]["labels"] == WORKER["spec"]["selector"]["matchLabels"]
+
+
+def test_the_worker_publishes_on_the_server_whose_jobs_it_runs() -> None:
+    """That of deploy/kubernetes: the same database, no runner of its own, a Service of that name, and keys."""
+    worker = {entry["name"]: entry for entry in PODS["worker"]["containers"][0]["env"]}
+    (port,) = PLAIN["Service"]["spec"]["ports"]
+    assert worker["FEWSTEP_JOBS_SERVER"]["value"] == f"http://{PLAIN['Service']['metadata']['name']}"
+    assert port["port"] == 80, "as http:// without a port"
+    server = {entry["name"]: entry["valueFrom"]["secretKeyRef"] for entry in CONTAINER["env"]}
+    shared = worker["FEWSTEP_DATABASE_URL"]["valueFrom"]["secretKeyRef"]
+    assert server == {"FEWSTEP_DATABASE_URL": shared | {"optional": True}}
+    settings = PLAIN["ConfigMap"]["data"]
+    assert settings["FEWSTEP_JOBS_WORKERS"] == "false"
+    assert "FEWSTEP_API_KEYS" in settings
+    assert "secretKeyRef" in worker["FEWSTEP_JOBS_SERVER_KEY"]["valueFrom"]
+
+
+def test_secrets_that_are_wanted_are_made_by_a_command_that_is_written_down() -> None:
+    text = "".join(file.read_text() for file in [*FILES, DEPLOY / "kubernetes" / "fewstep.yaml"])
+    made = set(re.findall(r"create secret generic ([\w-]+) --from-(?:literal|file)=(\w+)=", text))
+    wanted = {("fewstep-ray", "auth_token"), ("fewstep-keys", "api_keys")} | {
+        (found["name"], found["key"]) for found in _secret_keys([PODS, CONTAINER])
+    }
+    assert wanted == made
+
+
+def _secret_keys(node: Any) -> Iterator[dict[str, Any]]:
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if key == "secretKeyRef":
+            yield value
+        elif isinstance(value, (dict, list)):
+            yield from _secret_keys(value)
+
+
+def test_the_container_that_scales_the_cluster_may_run_where_the_others_may() -> None:
+    """KubeRay adds it to the head; it takes what `restricted` wants of a container from here."""
+    assert PLAIN["Namespace"]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert JOBS["enableInTreeAutoscaling"] is True
+    assert JOBS["autoscalerOptions"]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_files_that_comments_name_are_there() -> None:
+    for file in (*FILES, DEPLOY / "ray" / "serve.yaml", DEPLOY / "kubernetes" / "fewstep.yaml"):
+        for name in re.findall(r"[\w/-]+\.yaml", file.read_text()):
+            assert [path for path in DEPLOY.rglob(Path(name).name) if str(path).endswith(name)], (
+                f"{file.name}: {name}"
+            )
 
 
 def test_who_trains_has_time_to_save_its_state() -> None:

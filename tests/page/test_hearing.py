@@ -12,12 +12,13 @@ from playwright.sync_api import Locator, Page, expect
 from service.settings import Settings
 from tests.e2e.conftest import Server
 from tests.service.fake_runtime import FakeRuntime
+from tests.service.jobs.office import Office
 from tests.service.running import run_server, wait_until
 
 from .acting import PROMPT, draw, fill
 from .conftest import Open
 from .test_accessibility import VIEWS
-from .test_jobs import Place, submit
+from .test_jobs import submit
 
 pytestmark = pytest.mark.slow
 
@@ -64,10 +65,10 @@ def focused(page: Page) -> Locator:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path) -> Iterator[Office]:
     settings = Settings(data_dir=tmp_path, log_level="warning", jobs_workers=False)
     with run_server(settings, {"fake": FakeRuntime()}) as running:
-        yield Place(running)
+        yield Office(running)
 
 
 def test_every_control_has_a_name(visit: Open, server: Server) -> None:
@@ -192,11 +193,11 @@ def test_the_way_past_the_bar_leads_into_the_view_that_is_shown(visit: Open, ser
     assert page.url.endswith("#/models")
 
 
-def test_what_becomes_of_a_job_is_heard(place: Place, visit: Open) -> None:
+def test_what_becomes_of_a_job_is_heard(place: Office, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="mine")
     listen(page)
-    lease = place.claim()
+    lease = place.take()
     place.progress(lease, 10)
     hears(page, "mine: running")
     page.get_by_role("button", name="Pause").click()
@@ -211,15 +212,15 @@ def test_what_becomes_of_a_job_is_heard(place: Place, visit: Open) -> None:
     slider.press("ArrowLeft")
     expect(slider).to_have_attribute("aria-valuetext", "iteration 20")
     result = {"published": False, "reasons": ["accuracy is 0.8"]}
-    place.jobs.store.finish(lease, "succeeded", "done", result=result)
+    place.store.finish(lease, "succeeded", "done", result=result)
     hears(page, "mine: succeeded. Not served")
     assert nameless(page) == []
 
 
-def test_curves_are_read_off_like_a_slider(place: Place, visit: Open) -> None:
+def test_curves_are_read_off_like_a_slider(place: Office, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="mine")
-    lease = place.claim()
+    lease = place.take()
     for iteration in (10, 20, 40):
         place.progress(lease, iteration)
         expect(page.get_by_text(f"{iteration} of 100")).to_be_visible()

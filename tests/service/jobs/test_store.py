@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import text
 
 from service.errors import ServiceError
 from service.jobs.database import Database, StoreGoneError, sqlite_url
@@ -277,13 +278,6 @@ def test_jobs_made_at_once_have_numbers_of_their_own_and_one_key_makes_one(store
     assert len({store.get(job).number for job in set(made)}) == 4
 
 
-def test_a_file_is_in_use_until_its_jobs_have_ended(store: JobStore) -> None:
-    job = submit(store, training_file="file-1")
-    assert store.using("file-1") == [job.id]
-    store.cancel(job.id)
-    assert store.using("file-1") == []
-
-
 def test_a_webhook_waits_from_the_moment_the_job_ends(database: Database) -> None:
     from service.jobs.tables import DeliveryRow
 
@@ -312,6 +306,25 @@ def test_a_database_that_is_gone_is_a_503_and_comes_back(server: Any) -> None:
         server.start()
     assert store.get(job.id).id == job.id
     database.close()
+
+
+def test_tables_of_a_later_version_are_left_alone_and_said(database: Database) -> None:
+    """A server that was rolled back draws on; jobs wait until it is upgraded, or the backup from before is restored."""
+    store = JobStore(database)
+    job = submit(store)
+    with database.engine.begin() as connection:
+        known = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+        connection.execute(text("UPDATE alembic_version SET version_num = 'later'"))
+    older = Database(database.engine.url.render_as_string(hide_password=False))
+    with pytest.raises(
+        StoreGoneError, match="tables are those of a later version of fewstep: .*'later'"
+    ) as raised:
+        JobStore(older).get(job.id)
+    assert (raised.value.status, raised.value.code) == (503, "store_unavailable")
+    with database.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :known"), {"known": known})
+    assert JobStore(older).get(job.id).id == job.id
+    older.close()
 
 
 def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
