@@ -59,17 +59,8 @@ def guided(unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def trigflow_from_rf(x_t: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
-    """TrigFlow's (x, theta) of the same signal-to-noise ratio: cos(theta) x0 + sin(theta) eps.
-
-    tan(theta) = t / (1 - t), x_trig = x_rf / sqrt((1 - t)^2 + t^2) (`sid.md` 1.1).
-    """
-    scale = per_image(torch.sqrt((1 - t_B) ** 2 + t_B**2), x_t)
-    return x_t / scale, torch.atan2(t_B, 1 - t_B)
-
-
 def level_of_angle(theta: Tensor) -> Tensor:
-    """The t of the same signal-to-noise ratio as TrigFlow's theta: tan(theta) = t / (1 - t)."""
+    """The t of the same signal-to-noise ratio as TrigFlow's theta: tan(theta) = t / (1 - t) (`sid.md` 1.1)."""
     return theta.sin() / (theta.sin() + theta.cos())
 
 

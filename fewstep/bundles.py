@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,11 +24,14 @@ def add(options: argparse.Namespace) -> None:
 
 
 def show(options: argparse.Namespace) -> None:
-    entries = _store().entries()
+    store = _store()
+    entries = store.entries()
     if options.json:
         print(json.dumps([{**asdict(entry), "path": str(entry.path)} for entry in entries], indent=2))
     for entry in [] if options.json else entries:
         print(_line(entry))
+    if not entries:
+        print(f"no bundles in {store.folder}", file=sys.stderr)
 
 
 def verify(options: argparse.Namespace) -> int:

@@ -334,13 +334,13 @@ def _serve(rooms: Subparsers[Parser]) -> None:
     command = rooms.add_parser("serve", help="the server; without --model the shipped shapes model")
     command.set_defaults(run=commands.serve)
     command.add_argument("--model", action="append", metavar="NAME=BUNDLE", help="may be repeated")
-    commands.add_settings(command)
+    commands.add_settings(command, commands.OF_SERVER)
 
 
 def _worker(rooms: Subparsers[Parser]) -> None:
     command = rooms.add_parser("worker", help="runs the jobs of a server, in a process of its own")
     command.set_defaults(run=commands.work)
-    commands.add_settings(command)
+    commands.add_settings(command, commands.OF_WORKER)
 
 
 def _jobs(rooms: Subparsers[Parser]) -> None:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .evaluate import evaluate
 from .models import default_device, open_model
-from .serve import add_key, add_settings, serve, work
+from .serve import OF_SERVER, OF_WORKER, add_key, add_settings, serve, work
 
 if TYPE_CHECKING:
     from distill.recipe import Recipe
 
 __all__ = [
+    "OF_SERVER",
+    "OF_WORKER",
     "add_key",
     "add_settings",
     "bench",

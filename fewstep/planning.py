@@ -7,7 +7,8 @@ from typing import Any
 
 from distill.errors import DistillError
 from distill.planning.gpus import GIB, GPUS, Gpu
-from distill.planning.plan import RESERVE, Estimate, Memory, Plan, remedies
+from distill.planning.plan import RESERVE, Estimate, Memory, Plan
+from distill.planning.remedies import remedies
 
 NOTE = (
     "Memory was counted by running the training code on tensors without memory; {reserve:.0f} GiB are kept free for\n"

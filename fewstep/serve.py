@@ -1,19 +1,45 @@
-"""`fewstep serve`: one flag for each of the server's settings."""
+"""`fewstep serve` and `fewstep worker`: a flag for each setting that they read; API keys."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
-from service.settings import Settings, read_settings
+from service.settings import PREFIX, Settings, as_variable, read_settings
+
+OF_SERVER = tuple(name for name in Settings.model_fields if name != "models")
+"""All but `models`, which has `--model`."""
+OF_WORKER = (
+    "data_dir",
+    "database_url",
+    "jobs_backend",
+    "jobs_ray_address",
+    "jobs_ray_gpus",
+    "jobs_devices",
+    "jobs_nice",
+    "jobs_threads",
+    "jobs_retries",
+    "jobs_lease_seconds",
+    "jobs_stop_seconds",
+    "jobs_keep_students",
+    "jobs_keep_checkpoints",
+    "jobs_clip",
+    "jobs_fid_features",
+    "jobs_fid_statistics",
+    "jobs_server",
+    "jobs_server_key",
+    "artifacts_url",
+    "log_format",
+    "log_level",
+)
 
 
-def add_settings(command: argparse.ArgumentParser) -> None:
-    """A flag for each setting but `models`, which has `--model`; help from the field's description."""
-    for name, field in Settings.model_fields.items():
-        if name == "models":
-            continue
-        default = field.get_default(call_default_factory=True)
-        note = f"{field.description} (FEWSTEP_{name.upper()}; default: {default})"
+def add_settings(command: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """A flag for each of these settings, with help from the field's description."""
+    for name in names:
+        field = Settings.model_fields[name]
+        default = as_variable(field.get_default(call_default_factory=True))
+        note = f"{field.description} ({PREFIX}{name.upper()}{default and f'; default: {default}'})"
         flag = "--" + name.replace("_", "-")
         command.add_argument(flag, dest=name, help=note.replace("%", "%%"), metavar=name.upper())
 

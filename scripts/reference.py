@@ -28,7 +28,7 @@ from distill.metrics.tables import markdown
 from distill.sections import Strict
 from fewstep.cli import parser
 from service.app import create_app
-from service.settings import Settings
+from service.settings import Settings, as_variable
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 NOTE = "*Written from the code by `python -m scripts.reference`; changes belong there.*\n"
@@ -216,10 +216,8 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "needed"
     with patch.dict("os.environ", {"XDG_DATA_HOME": ""}):
-        value = field.get_default(call_default_factory=True)
-    if isinstance(value, dict):
-        value = ",".join(f"{key}={one}" for key, one in value.items())
-    return "" if value in (None, (), "") else f"`{value:.4g}`" if isinstance(value, float) else f"`{value}`"
+        value = as_variable(field.get_default(call_default_factory=True))
+    return value and f"`{value}`"
 
 
 def metrics() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from .errors import ServiceError
@@ -30,3 +31,11 @@ def make_folder(folder: Path, content: str) -> None:
             f"{problem}: it is not writable for user {os.getuid()}; make it so or set FEWSTEP_DATA_DIR",
             status=500,
         )
+
+
+def is_older(path: Path, seconds: float) -> bool:
+    """Whether a file was last written to longer ago than this; one that another server has removed is."""
+    try:
+        return time.time() - path.stat().st_mtime > seconds
+    except FileNotFoundError:
+        return True

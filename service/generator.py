@@ -89,25 +89,28 @@ class Generator:
         )
 
     def _build_phases(self, limit: int, max_wait: float) -> tuple[Phase[Image, Any], ...]:
-        sizes, room = self.batch_sizes, 2 * max(self.batch_sizes)
+        sizes = self.batch_sizes
         shared = partial(
             Phase[Image, Any],
             latency=self._latency,
             arrange=self._arrange,
             revive=self.engine.revive,
             quiet=lambda: self._traffic.quiet,
+            sizes=sizes,
+            capacity=2 * max(sizes),
+            group=_size,
         )
-        meters = [self._metrics.stage(self.name, stage) for stage in STAGES]
+        meters = {stage: self._metrics.stage(self.name, stage) for stage in STAGES}
         self._encode = shared(
             "encode",
             self.engine.encode,
             self._encoded,
+            meters=meters["encode"],
             # The engine pads what is left when equal and cached prompts have been taken out.
             sizes=range(1, max(sizes) + 1),
             # The door bounds this inbox. A batch counts until all of it has moved on, though some
             # of its images may be finished by then, and `submit` must not wait for that.
             capacity=limit + max(sizes),
-            meters=meters[0],
             group=self._is_encoded,
             max_wait=max_wait,
             in_company=lambda waiting: len(self._inside) > waiting,
@@ -116,30 +119,22 @@ class Generator:
             "denoise",
             self.engine.denoise,
             self._denoised,
+            meters=meters["denoise"],
             brief=partial(self._is_lone, "denoise"),
-            sizes=sizes,
-            capacity=room,
-            meters=meters[1],
-            group=_size,
         )
         self._decode = shared(
             "decode",
             self.engine.decode,
             self._decoded,
+            meters=meters["decode"],
             brief=partial(self._is_lone, "decode"),
-            sizes=sizes,
-            capacity=room,
-            meters=meters[2],
-            group=_size,
         )
         self._file = shared(
             "file",
             self._encode_files,
             self._filed,
+            meters=meters["file"],
             sizes=(1,),
-            capacity=room,
-            meters=meters[3],
-            group=_size,
             brief=_is_small,
             workers=FILE_WORKERS,
         )

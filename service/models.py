@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -25,12 +25,13 @@ from engines.errors import EngineError
 from engines.runtime.base import Runtime
 
 from .bundles import Bundles
+from .catalogue import Catalogue, still_loading
 from .errors import ServiceError, invalid
 from .generator import Generator
 from .hosting import POLL_SECONDS, Host, Hosted
 from .metrics import Metrics
-from .settings import MODEL_NAME, MODEL_NAME_FORM, Settings
-from .versions import Ledger, Line, Served, Version
+from .settings import Settings
+from .versions import Ledger, Line, Version
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,11 @@ ModelState = Literal["ready", "loading", "stalled", "unloaded"]
 
 
 class Models:
-    """Models by name; a name is served once its model has produced pictures."""
+    """Models by name; a name is served once its model has produced pictures.
+
+    Attributes:
+        catalogue: Which models there are, under which names.
+    """
 
     def __init__(
         self, settings: Settings, metrics: Metrics, runtimes: Mapping[str, Runtime] | None = None
@@ -47,12 +52,11 @@ class Models:
         Args:
             runtimes: Served in place of the bundles that the settings name.
         """
-        self._settings, self._metrics = settings, metrics
-        self._configured = dict(settings.models) if runtimes is None else {name: name for name in runtimes}
+        self._settings = settings
+        configured = dict(settings.models) if runtimes is None else {name: name for name in runtimes}
+        self.catalogue = Catalogue(configured, Ledger(settings.data_dir / "models.json"), metrics)
         self._bundles = Bundles(settings, runtimes)
         self._host = Host(settings, metrics, self._bundles)
-        self._ledger = Ledger(settings.data_dir / "models.json")
-        self._served = Served()
         self._draining = self._hurried = False
         self._loading: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
@@ -72,22 +76,9 @@ class Models:
         return self._loading is not None
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of all models, the default one first."""
-        return tuple(dict.fromkeys((*self._configured, *self._served.models)))
-
-    @property
-    def lines(self) -> Mapping[str, Line]:
-        return self._served.models
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        return self._served.aliases
-
-    @property
     def generators(self) -> dict[str, Generator]:
         """What serves, of the models that are in memory."""
-        found = {name: self.hosted(line.serving) for name, line in self.lines.items()}
+        found = {name: self.hosted(line.serving) for name, line in self.catalogue.lines.items()}
         return {name: hosted.generator for name, hosted in found.items() if hosted}
 
     @property
@@ -104,7 +95,7 @@ class Models:
 
     def state(self, name: str) -> ModelState:
         """Of the version that serves."""
-        line = self.lines.get(name)
+        line = self.catalogue.lines.get(name)
         return "loading" if line is None else self.state_of(line.serving)
 
     def state_of(self, version: Version) -> ModelState:
@@ -117,24 +108,6 @@ class Models:
     def hosted(self, version: Version) -> Hosted | None:
         return self._host.hosted.get(version.id)
 
-    def find(self, name: str | None) -> tuple[Line, Version | None]:
-        """The model of a name or alias, and the version if that is pinned: `NAME@3`, `NAME@sha256:...`.
-
-        Raises:
-            ServiceError: 404, no such model or version; 503, the server has not got to it yet.
-        """
-        wanted = self.names[0] if name is None else self.aliases.get(name, name)
-        if wanted in self.lines:
-            return self.lines[wanted], None
-        base, _, pin = wanted.rpartition("@")
-        if base in self.lines and (version := self.lines[base].pinned(pin)):
-            return self.lines[base], version
-        if wanted in self.names or (base in self.names and base not in self.lines):
-            raise _loading(wanted)
-        served = ", ".join(self.names)
-        message = f"The model '{wanted[:100]}' does not exist; this server has: {served}."
-        raise ServiceError(message, status=404, param="model", code="model_not_found")
-
     @asynccontextmanager
     async def use(self, name: str | None, key: str) -> AsyncIterator[Hosted]:
         """The version for a request with this key, kept in memory within the block.
@@ -142,7 +115,7 @@ class Models:
         Raises:
             ServiceError: as `find` and `Host.get`; 503, it is being loaded while the server starts.
         """
-        line, pinned = self.find(name)
+        line, pinned = self.catalogue.find(name)
         version = pinned or line.route(key)
         hosted = self.hosted(version)
         if hosted is None:
@@ -156,7 +129,7 @@ class Models:
         Raises:
             ServiceError: as `use`.
         """
-        line, pinned = self.find(name)
+        line, pinned = self.catalogue.find(name)
         version = pinned or line.route(key)
         return (self.hosted(version) or await self._summon(version, evict=False)).generator
 
@@ -183,7 +156,7 @@ class Models:
             raise invalid("share", "Invalid 'share': more than 0 and at most 1 is accepted.")
         async with self._changing:
             self._check_open()
-            line = self.lines.get(name) or Line(name=self._new_name(name))
+            line = self.catalogue.line_or_new(name)
             digest = (await self._bundle(name, bundle)).digest
             known = next((one for one in line.versions if one.digest == digest and one.share > 0), None)
             if known is not None:
@@ -200,12 +173,7 @@ class Models:
         Raises:
             ServiceError: 404, no such model; 409, it has no canary.
         """
-        async with self._changing:
-            self._check_open()
-            line = self._line(name).promoted()
-            await self._host.get(line.serving)
-            await self._commit(line)
-        return line
+        return await self._turned(name, Line.promoted)
 
     async def rollback(self, name: str) -> Line:
         """Withdraws the canary; without one, the version before serves again.
@@ -213,12 +181,7 @@ class Models:
         Raises:
             ServiceError: 404, no such model; 409, there is nothing to go back to.
         """
-        async with self._changing:
-            self._check_open()
-            line = self._line(name).rolled_back()
-            await self._host.get(line.serving)
-            await self._commit(line)
-        return line
+        return await self._turned(name, Line.rolled_back)
 
     async def load(self, name: str, bundle: str | None = None) -> Version:
         """Has a model, or a version of it, in memory; with a bundle, publishes that.
@@ -229,7 +192,7 @@ class Models:
         if bundle is not None:
             return await self.publish(name, bundle, reason="loaded")
         self._check_open()
-        line, pinned = self.find(name)
+        line, pinned = self.catalogue.find(name)
         await self._host.get(pinned or line.serving)
         return pinned or line.serving
 
@@ -239,7 +202,7 @@ class Models:
         Raises:
             ServiceError: 404, no such model.
         """
-        line, pinned = self.find(name)
+        line, pinned = self.catalogue.find(name)
         leaving = [pinned] if pinned else line.versions
         seconds = self._settings.drain_seconds
         await asyncio.gather(*(self._host.unload(version.id, seconds) for version in leaving))
@@ -252,20 +215,10 @@ class Models:
             ServiceError: 404, no such model or alias; 409, a model has that name.
         """
         async with self._changing:
-            aliases = dict(self.aliases)
             if model is None:
-                if aliases.pop(name, None) is None:
-                    raise ServiceError(
-                        f"There is no alias '{name[:100]}'.", status=404, code="alias_not_found"
-                    )
+                await self.catalogue.forget_alias(name)
             else:
-                if name in self.names:
-                    message = f"'{name}' is the name of a model."
-                    raise ServiceError(message, status=409, param="alias", code="name_taken")
-                self._check_name(name, "alias")
-                line, pinned = self.find(model)
-                aliases[name] = pinned.id if pinned else line.name
-            await self._write(self._served.model_copy(update={"aliases": aliases}))
+                await self.catalogue.alias(name, model)
 
     async def drain(self, seconds: float) -> None:
         """Refuses new images, gives those inside `seconds` to finish, and ends the workers."""
@@ -300,24 +253,12 @@ class Models:
         return sum(hosted.generator.inflight for hosted in self._host.hosted.values())
 
     async def _start(self) -> None:
-        self._served = await asyncio.to_thread(self._ledger.read)
-        for name, reference in self._configured.items():
-            await self._reconcile(name, reference)
-        self._metrics.shares(self._reachable())
-        for line in list(self.lines.values()):
+        await self.catalogue.read()
+        for name, reference in self.catalogue.configured.items():
+            self.catalogue.configure(name, (await self._bundle(name, reference)).digest, reference)
+        self.catalogue.tell_shares()
+        for line in list(self.catalogue.lines.values()):
             await self._start_line(line)
-
-    async def _reconcile(self, name: str, reference: str) -> None:
-        """What the settings name serves, unless something has been published since they named it."""
-        digest = (await self._bundle(name, reference)).digest
-        line = self.lines.get(name) or Line(name=name)
-        if line.configured != digest:
-            line = line.published(line.new(digest, reference, "configured"))
-            line = line.model_copy(update={"configured": digest})
-        others = {other: known for other, known in self.lines.items() if other != name}
-        configured = {other: others.pop(other) for other in self._configured if other in others}
-        models = {**configured, name: line, **others}
-        self._served = self._served.model_copy(update={"models": models})
 
     async def _start_line(self, line: Line) -> None:
         """Loads what has a share, as long as there is room; the rest when it is asked for."""
@@ -338,12 +279,12 @@ class Models:
                 line = line.rolled_back()
             await self._commit(line)
             await self._start_line(line)
-        elif line.name in self._configured:
+        elif line.name in self.catalogue.configured:
             raise error
 
     async def _summon(self, version: Version, evict: bool = True) -> Hosted:
         if self._loading is None or not self._loading.done():
-            raise _loading(version.id.rpartition("@")[0])
+            raise still_loading(version.id.rpartition("@")[0])
         if version.state == "retired":
             message = f"'{version.id}' is retired; an administrator can load it again."
             raise ServiceError(message, status=404, param="model", code="model_not_found")
@@ -376,19 +317,23 @@ class Models:
             await asyncio.to_thread(self._bundles.release, version)
             raise
 
+    async def _turned(self, name: str, turn: Callable[[Line], Line]) -> Line:
+        """What serves after the turn is in memory before it."""
+        async with self._changing:
+            self._check_open()
+            line = turn(self.catalogue.line(name))
+            await self._host.get(line.serving)
+            await self._commit(line)
+        return line
+
     async def _commit(self, line: Line) -> None:
         """On disk first; then requests follow it, and what is retired leaves memory in its time."""
-        before = self.lines.get(line.name, line)
-        await self._write(self._served.model_copy(update={"models": {**self.lines, line.name: line}}))
+        before = self.catalogue.lines.get(line.name, line)
+        await self.catalogue.put(line)
         reached = {version.id for version in line.active}
         for version in before.active:
             if version.id not in reached:
                 self._later(self._retire(version))
-
-    async def _write(self, served: Served) -> None:
-        await asyncio.to_thread(self._ledger.write, served)
-        self._served = served
-        self._metrics.shares(self._reachable())
 
     async def _retire(self, version: Version) -> None:
         await self._host.unload(version.id, self._settings.drain_seconds)
@@ -399,31 +344,11 @@ class Models:
         self._unloading.add(task)
         task.add_done_callback(self._unloading.discard)
 
-    def _reachable(self) -> list[Version]:
-        return [version for line in self.lines.values() for version in line.active]
-
-    def _line(self, name: str) -> Line:
-        line, pinned = self.find(name)
-        if pinned is not None:
-            raise invalid("model", f"'{name}' is one version; give the name of the model.")
-        return line
-
-    def _new_name(self, name: str) -> str:
-        self._check_name(name, "model")
-        if name in self.aliases:
-            message = f"'{name}' is an alias of '{self.aliases[name]}'."
-            raise ServiceError(message, status=409, param="model", code="name_taken")
-        return name
-
-    def _check_name(self, name: str, param: str) -> None:
-        if not MODEL_NAME.fullmatch(name):
-            raise invalid(param, f"Invalid '{param}': expected {MODEL_NAME_FORM}.")
-
     def _check_open(self) -> None:
         if self._draining:
             raise ServiceError("The server is shutting down.", status=503, code="shutting_down")
         if self._loading is None or not self._loading.done():
-            raise _loading(self.names[0])
+            raise still_loading(self.catalogue.names[0])
 
 
 def _shared_anew(line: Line, known: Version, share: float) -> Line:
@@ -433,8 +358,3 @@ def _shared_anew(line: Line, known: Version, share: float) -> Line:
     if share == 1:
         return line.promoted()
     return line.with_share(share)
-
-
-def _loading(name: str) -> ServiceError:
-    message = f"The model '{name}' is loading."
-    return ServiceError(message, status=503, code="model_loading", headers={"Retry-After": "1"})

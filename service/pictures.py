@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from .errors import ServiceError
-from .folders import make_folder
+from .folders import is_older, make_folder
 from .provenance import Provenance
 
 Format = Literal["png", "jpeg", "webp"]
@@ -71,7 +71,7 @@ class FileStore:
             ServiceError: 404, there is no such file or its time is over.
         """
         path = self._folder / name
-        if NAME.fullmatch(name) and path.is_file() and not self._expired(path):
+        if NAME.fullmatch(name) and path.is_file() and not is_older(path, self._lifetime):
             return path
         message = "There is no such picture, or its hour is over."
         raise ServiceError(message, status=404, code="file_not_found")
@@ -81,11 +81,5 @@ class FileStore:
             return
         self._next_sweep = time.monotonic() + SWEEP_INTERVAL
         for path in self._folder.iterdir():
-            if NAME.fullmatch(path.name) and self._expired(path):
+            if NAME.fullmatch(path.name) and is_older(path, self._lifetime):
                 path.unlink(missing_ok=True)
-
-    def _expired(self, path: Path) -> bool:
-        try:
-            return path.stat().st_mtime < time.time() - self._lifetime
-        except FileNotFoundError:  # another replica on the same folder swept it
-            return True

@@ -73,7 +73,9 @@ class ImagesRequest(BaseModel):
         None, description="WxH among the model's sizes, or auto", examples=["auto", "64x64"]
     )
     quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
-        None, description="low, medium, high are 1, 2, 4 steps; standard is medium, hd and auto are high"
+        None,
+        description="low, medium, high are 1, 2, 4 steps; standard is medium, hd is high; auto leaves them to the "
+        "server; high by default",
     )
     output_format: Format | None = Field(None, description="png by default")
     output_compression: int | None = Field(
@@ -87,7 +89,10 @@ class ImagesRequest(BaseModel):
     )
     moderation: Literal["auto", "low"] | None = Field(None, description="Accepted, without effect")
     style: Literal["vivid", "natural"] | None = Field(None, description="Accepted, without effect")
-    user: Text | None = Field(None, description="Accepted, without effect")
+    user: Text | None = Field(
+        None,
+        description="Who asks: has a fair share on a server without API keys, and stays with one version",
+    )
     seed: int | None = Field(
         None,
         ge=0,

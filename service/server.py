@@ -155,6 +155,6 @@ def _announce(models: Models, listener: socket.socket, seconds: float, locked: b
     key = "-H 'Authorization: Bearer KEY' " if locked else ""
     curl = f"curl {address}/v1/images/generations {key}-H 'Content-Type: application/json' -d '{body}'"
     print(
-        f"fewstep serves {', '.join(models.names)} at {address} (ready in {seconds:.1f} s)\n  {curl}",
+        f"fewstep serves {', '.join(models.catalogue.names)} at {address} (ready in {seconds:.1f} s)\n  {curl}",
         flush=True,
     )

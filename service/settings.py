@@ -253,7 +253,7 @@ class Settings(BaseSettings):
         "cors_origins", "jobs_devices", "jobs_teachers", "jobs_data", "webhook_hosts", mode="before"
     )
     @classmethod
-    def _parse_origins(cls, value: Any) -> Any:
+    def _split_at_commas(cls, value: Any) -> Any:
         return (
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
@@ -324,6 +324,17 @@ def read_settings(**overrides: Any) -> Settings:
         name = str(first["loc"][0]) if first["loc"] else "settings"
         reason = first["msg"].removeprefix("Value error, ")
         raise ServiceError(f"{name} ({PREFIX}{name.upper()}): {reason}", param=name) from error
+
+
+def as_variable(value: Any) -> str:
+    """A setting as it is written in the environment; what is not set is empty."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={one}" for name, one in value.items())
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def reachable(host: str) -> str:

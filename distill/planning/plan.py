@@ -37,8 +37,6 @@ from .rehearsal import (
 UTILISATION = 0.4  # of the dense rate; large transformers in bfloat16 commonly reach 0.3 ... 0.5
 RESERVE = 2 * GIB  # CUDA's context, workspaces of kernels, fragmentation
 FLOAT32 = 4
-AGAIN = "activation checkpointing"
-MORE_GPUS = (2, 4, 8, 16, 32, 64)
 UPDATES = ("fake_forward", "fake_backward", "generator_forward", "generator_backward")
 
 
@@ -318,77 +316,13 @@ def _training(recipe: Recipe, resting: Memory) -> Memory:
     return replace(resting, text_encoders=0) if recipe.embedding_cache else resting
 
 
-def _resting(recipe: Recipe, sizes: Sizes, mode: Mode) -> int:
+def bytes_at_rest(recipe: Recipe, sizes: Sizes, mode: Mode) -> int:
+    """Of each GPU, before the first image: weights, gradients of one network, optimizers."""
     return _training(recipe, resting_memory(sizes, mode, recipe.ema is not None, _moments(recipe))).total
 
 
 def _moments(recipe: Recipe) -> int:
     return 2 if recipe.optimizer.beta1 else 1
-
-
-def remedies(plan: Plan, gpu: Gpu) -> list[str]:
-    """What would make a plan fit `gpu`, the mildest first; empty if it fits as it is.
-
-    Activations are taken as proportional to the images at a time, and of adapters as without them.
-    """
-    if plan.plain.fits(gpu):
-        return []
-    found = [*_ways(plan), *_on_more_gpus(plan, gpu)]
-    fitting = [(way.words, total) for way in found if (total := _about(plan, way)) <= gpu.memory]
-    return [f"{words}: about {total / GIB:.0f} GiB" for words, total in fitting]
-
-
-@dataclass(frozen=True)
-class Way:
-    """Another way of running a plan.
-
-    Attributes:
-        images: At a time on each GPU.
-        cached: Whether embeddings of the prompts are, so that the text encoders leave.
-    """
-
-    words: str
-    mode: Mode
-    images: int
-    cached: bool
-
-
-def _ways(plan: Plan) -> list[Way]:
-    cached = bool(plan.recipe.embedding_cache)
-    plain = Way("", plan.plain.mode, plan.images, cached)
-    again = replace(plain, words=AGAIN, mode=replace(plain.mode, checkpointing=True))
-    ways = [again]
-    if not cached:
-        ways += [replace(plain, words="embedding cache", cached=True)]
-        ways += [replace(again, words=f"{AGAIN} and embedding cache", cached=True)]
-    if plan.images > 1:
-        one = f"accumulation {plan.recipe.batch} (one image at a time)"
-        ways += [replace(plain, words=one, images=1), replace(again, words=f"{AGAIN} and {one}", images=1)]
-    if plain.mode.adapter is None:
-        for way, words in ((plain, "adapter lora"), (again, f"adapter lora, {AGAIN}")):
-            ways.append(replace(way, words=words, mode=replace(way.mode, adapter="lora")))
-    return ways
-
-
-def _on_more_gpus(plan: Plan, gpu: Gpu) -> list[Way]:
-    """The fewest that do, if any."""
-    mode, cached = plan.plain.mode, bool(plan.recipe.embedding_cache)
-    more = [n for n in MORE_GPUS if n > mode.gpus and plan.recipe.batch % n == 0]
-    sharded = [
-        Way(f"{n} GPUs, {AGAIN}", replace(mode, gpus=n, checkpointing=True), plan.images, cached)
-        for n in more
-    ]
-    return [way for way in sharded if _about(plan, way) <= gpu.memory][:1]
-
-
-def _about(plan: Plan, way: Way) -> float:
-    """Bytes that another way of running would take, with the reserve."""
-    known = plan.checkpointed if way.mode.checkpointing else plan.plain
-    activations = float(known.memory.activations)
-    if known.stage in UPDATES:
-        activations *= way.images / plan.images
-    recipe = plan.recipe.model_copy(update={"embedding_cache": way.cached})
-    return _resting(recipe, plan.sizes, way.mode) + activations + RESERVE
 
 
 def refuse_if_too_small(recipe: Recipe, available: int, device: str, mode: Mode | None = None) -> None:
@@ -406,7 +340,7 @@ def refuse_if_too_small(recipe: Recipe, available: int, device: str, mode: Mode 
     mode = mode or Mode.of(recipe)
     with _outline(recipe) as pipeline:
         sizes = _sizes(pipeline, mode.rank)
-    least = _resting(recipe, sizes, mode)
+    least = bytes_at_rest(recipe, sizes, mode)
     if least > available:
         raise DistillError(
             f"{device} has {available / GIB:.1f} GiB, but weights, gradients and optimizers of {recipe.teacher} "

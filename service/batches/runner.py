@@ -12,7 +12,7 @@ import time
 from uuid import uuid4
 
 from ..errors import ServiceError
-from ..jobs.database import Outage, StoreGoneError
+from ..jobs.database import Outage
 from ..jobs.leases import Lease, LeaseLostError
 from ..jobs.local import exclusive
 from ..jobs.tables import OPEN, BatchRow
@@ -55,13 +55,8 @@ class Runner:
 
     async def _run(self) -> None:
         while True:
-            try:
+            with self._outage.outlived("looking for batches failed"):
                 await self._look()
-                self._outage.end()
-            except StoreGoneError as error:
-                self._outage.begin(error)
-            except Exception:
-                log.exception("looking for batches failed")
             await asyncio.sleep(self._place.pace.poll_seconds)
 
     async def _look(self) -> None:

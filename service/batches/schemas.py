@@ -10,7 +10,6 @@ from ..jobs.schemas import Body, Metadata, Name, Page
 from ..jobs.tables import BatchRow
 from ..schemas import ImagesRequest
 
-ENDPOINT = "/v1/images/generations"
 MOMENTS = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
 

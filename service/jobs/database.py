@@ -46,12 +46,25 @@ class Outage:
     def __init__(self, log: logging.Logger) -> None:
         self._log, self._on = log, False
 
-    def begin(self, error: StoreGoneError) -> None:
-        if not self._on:
-            self._log.warning("%s", error)
-        self._on = True
+    @contextmanager
+    def outlived(self, failed: str) -> Iterator[None]:
+        """One try of many, from which no error gets out.
+
+        Args:
+            failed: What the log says of errors that are not the store's.
+        """
+        try:
+            yield
+            self.end()
+        except StoreGoneError as error:
+            if not self._on:
+                self._log.warning("%s", error)
+            self._on = True
+        except Exception:
+            self._log.exception(failed)
 
     def end(self) -> None:
+        """The store has answered."""
         if self._on:
             self._log.info("the store of jobs answers again")
         self._on = False

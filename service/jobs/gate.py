@@ -18,7 +18,8 @@ HIGHER_IS_BETTER = {
     "psnr_db": True,
 }
 """What can be asked for. `psnr_db` is the bundle's parity with PyTorch; the others are those of `fewstep evaluate`."""
-JUDGED, PUBLISHED = ("accuracy", "frechet_distance"), ("clip_score", "clip_cosine", "fid")
+BY_NETWORKS = ("clip_score", "clip_cosine", "fid")
+"""Measured with networks that the settings name."""
 STEPS = re.compile(r", (\d+) steps?$")
 
 Figures = Mapping[int, Mapping[str, float]]

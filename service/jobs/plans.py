@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import ServiceError
 from ..settings import Settings
-from .gate import PUBLISHED, Gate, Publish
+from .gate import BY_NETWORKS, Gate, Publish
 from .local import Command, environment
 from .stages import FEWSTEP, Plan, Yardsticks
 from .tables import JobRow
@@ -62,7 +62,7 @@ class Planner:
         own = {"teacher": job.model, **job.recipe, "prompts": prompts, "seed": job.seed}
         settings, name = self.settings, student_name(job, options.publish)
         yardsticks = Yardsticks(settings.jobs_clip, settings.jobs_fid_features, settings.jobs_fid_statistics)
-        if gate is not None and gate.measures & set(PUBLISHED) and not yardsticks.flags:
+        if gate is not None and gate.measures & set(BY_NETWORKS) and not yardsticks.flags:
             raise ServiceError(
                 "gate: CLIP and FID need networks; the server has none (FEWSTEP_JOBS_CLIP, FEWSTEP_JOBS_FID_FEATURES)",
                 param="gate",

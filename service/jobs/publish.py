@@ -114,7 +114,7 @@ class SameProcess:
         self._loop = loop
 
     def versions(self, model: str) -> list[Version]:
-        line = self._models.lines.get(model)
+        line = self._models.catalogue.lines.get(model)
         found = reversed(line.versions) if line is not None else ()
         return [
             {**one.model_dump(mode="json"), "healthy": self._models.state_of(one) != "stalled"}

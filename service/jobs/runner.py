@@ -95,18 +95,15 @@ class Runner:
             self.stopping.wait(self.limits.poll_seconds)
 
     def _next(self) -> bool:
-        """Whether there was a job to do."""
-        try:
+        """Whether there was a job, and it was seen to."""
+        worked = False
+        with self._outage.outlived("the runner of jobs failed"):
             claim = self.desk.claim()
             self._outage.end()
             if claim is not None:
                 self.attend(claim)
-            return claim is not None
-        except StoreGoneError as error:
-            self._outage.begin(error)
-        except Exception:
-            log.exception("the runner of jobs failed")
-        return False
+                worked = True
+        return worked
 
     def attend(self, claim: Claim) -> None:
         """Sees a job through, or as far as is wished."""

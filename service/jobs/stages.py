@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .attend import LOG
-from .gate import PUBLISHED, Gate
+from .gate import BY_NETWORKS, Gate
 
 FEWSTEP = (sys.executable, "-m", "fewstep")
 RECIPE = "recipe.yaml"
@@ -111,7 +111,7 @@ class Plan:
         wanted: list[object] = ["--images", gate.images, "--seeds", ",".join(map(str, gate.seeds))]
         if gate.steps:
             wanted += ["--steps", ",".join(map(str, gate.steps))]
-        if gate.measures & set(PUBLISHED):
+        if gate.measures & set(BY_NETWORKS):
             wanted += ["--prompts", self.prompts or "", *self.yardsticks.flags]
         return ["evaluate", model, "--json", *wanted, *flags, *self._device]
 

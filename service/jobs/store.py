@@ -22,7 +22,6 @@ from ..errors import ServiceError
 from .database import Database
 from .leases import Lease, held, known, one_at_a_time, page, take
 from .tables import (
-    ACTIVE,
     ENDED,
     CheckpointRow,
     DeliveryRow,
@@ -208,12 +207,6 @@ class JobStore:
         wanted = select(JobRow.id, JobRow.progress).where(JobRow.status == "running")
         with self.database.begin() as session:
             return {row[0]: row[1] for row in session.execute(wanted).all()}
-
-    def using(self, file: str) -> list[str]:
-        """Ids of the jobs that are not at their end and need the file."""
-        wanted = select(JobRow.id).where(JobRow.training_file == file, JobRow.status.in_(ACTIVE))
-        with self.database.begin() as session:
-            return list(session.scalars(wanted))
 
     # What runners do.
 

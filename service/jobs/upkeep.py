@@ -9,7 +9,7 @@ import time
 from sqlalchemy import select
 
 from ..metrics import JOB_STATUSES, Metrics
-from .database import Outage, StoreGoneError
+from .database import Outage
 from .store import JobStore
 from .tables import JobRow, now
 from .webhooks import Webhooks
@@ -46,13 +46,8 @@ class Upkeep:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            try:
+            with self._outage.outlived("the upkeep of jobs failed"):
                 self.once()
-                self._outage.end()
-            except StoreGoneError as error:
-                self._outage.begin(error)
-            except Exception:
-                log.exception("the upkeep of jobs failed")
             self._stopping.wait(self._poll_seconds)
 
     def once(self) -> None:

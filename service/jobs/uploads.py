@@ -6,9 +6,7 @@ import errno
 import hashlib
 import math
 import os
-import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -16,6 +14,7 @@ from sqlalchemy import or_, select, union_all
 from sqlalchemy.orm import Session
 
 from ..errors import ServiceError, invalid
+from ..folders import is_older
 from .database import Database
 from .leases import page
 from .tables import ACTIVE, OPEN, BatchRow, JobRow, UploadRow, is_id, new_id, now
@@ -102,9 +101,8 @@ class Uploads:
     def _sweep(self) -> None:
         """What a killed server has left half-written."""
         for path in self.folder.glob(".*.part"):
-            with suppress(FileNotFoundError):  # whole by now, by another request
-                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                    path.unlink()
+            if is_older(path, ABANDONED_SECONDS):
+                path.unlink(missing_ok=True)
 
     def get(self, id: str, client: str | None = None) -> UploadRow:
         """

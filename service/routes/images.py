@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from ..answers import answer, inline
-from ..context import InService, Service
+from ..context import FIELDS_ONCE, InService, Service
 from ..errors import ServiceError
 from ..hosting import Hosted
 from ..idempotency import HEADER
@@ -20,13 +20,7 @@ from ..image import Image
 from ..keys import Key
 from ..orders import Order, lot_of, read_order
 from ..pictures import MEDIA_TYPES
-from ..schemas import (
-    ErrorObject,
-    ImageObject,
-    ImagesRequest,
-    ImagesResponse,
-    check_unique,
-)
+from ..schemas import ErrorObject, ImageObject, ImagesRequest, ImagesResponse
 from ..streaming import Stream, check_stream
 from ..usage import timing_of
 from ..versions import Version
@@ -39,10 +33,11 @@ INLINE_BYTES = 1 << 17
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorObject}, "5XX": {"model": ErrorObject}}
 
 
-@router.post("/v1/images/generations", response_model=ImagesResponse, responses=ERRORS)
+@router.post(
+    "/v1/images/generations", response_model=ImagesResponse, responses=ERRORS, dependencies=[FIELDS_ONCE]
+)
 async def generate(body: ImagesRequest, request: Request, service: InService) -> Response:
     """Draws pictures. The same seed gives the same picture whatever else the server is doing."""
-    check_unique(await request.body())
     request.state.prompt = body.prompt
     async with service.models.use(body.model, lot_of(body, request.headers.get(HEADER))) as hosted:
         request.state.model, request.state.version = hosted.generator.name, hosted.version.id

@@ -27,13 +27,13 @@ router = APIRouter(tags=["models"], dependencies=[FIELDS_ONCE])
 async def list_models(service: InService) -> ModelList:
     """The models that are there for requests, the default one first."""
     models = service.models
-    there = [line for name, line in models.lines.items() if models.state(name) != "loading"]
+    there = [line for name, line in models.catalogue.lines.items() if models.state(name) != "loading"]
     return ModelList(data=[_card(line.serving, service) for line in there])
 
 
 @router.get("/v1/models/aliases", responses=ERRORS)
 async def list_aliases(service: InService) -> AliasList:
-    aliases = service.models.aliases.items()
+    aliases = service.models.catalogue.aliases.items()
     return AliasList(data=[AliasObject(alias=alias, model=model) for alias, model in aliases])
 
 
@@ -41,7 +41,7 @@ async def list_aliases(service: InService) -> AliasList:
 async def add_alias(body: AliasObject, service: AsAdmin) -> AliasObject:
     """Gives a model, or a version of it, another name; an alias that exists is turned."""
     await service.models.alias(body.alias, body.model)
-    return AliasObject(alias=body.alias, model=service.models.aliases[body.alias])
+    return AliasObject(alias=body.alias, model=service.models.catalogue.aliases[body.alias])
 
 
 @router.delete("/v1/models/aliases/{alias:path}", responses=ERRORS)
@@ -53,7 +53,7 @@ async def remove_alias(alias: str, service: AsAdmin) -> AliasList:
 @router.get("/v1/models/{id:path}/versions", responses=ERRORS)
 async def list_versions(id: str, service: InService) -> VersionList:
     """Newest first: which serves, which is tried on a share of the requests, which comes back."""
-    return _versions(service.models.find(id)[0], service)
+    return _versions(service.models.catalogue.find(id)[0], service)
 
 
 @router.post("/v1/models/{id:path}/versions", responses=ERRORS)
@@ -90,7 +90,7 @@ async def unload(id: str, service: AsAdmin) -> ModelObject:
 
 @router.get("/v1/models/{id:path}", responses=ERRORS)
 async def get_model(id: str, request: Request, service: InService) -> ModelObject:
-    line, pinned = service.models.find(id)
+    line, pinned = service.models.catalogue.find(id)
     request.state.model = line.name
     return _card(pinned or line.serving, service)
 

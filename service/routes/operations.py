@@ -42,7 +42,7 @@ async def ready(response: Response, service: InService) -> Health:
     models = service.models
     response.status_code = 200 if models.status == "ready" else 503
     return Health.model_validate(
-        {"status": models.status, "models": {n: models.state(n) for n in models.names}}
+        {"status": models.status, "models": {n: models.state(n) for n in models.catalogue.names}}
     )
 
 
@@ -54,7 +54,7 @@ async def metrics(request: Request, service: InService) -> Response:
     except (TypeError, ValueError):  # a version that is none
         encode, media_type = choose_encoder("")
     models = service.models
-    states = {name: models.state(name) for name in models.names}
+    states = {name: models.state(name) for name in models.catalogue.names}
     draws = {name: state == "ready" for name, state in states.items() if state != "unloaded"}
     service.metrics.health.report(models.status == "ready", draws)
     return Response(encode(service.metrics.registry), headers={"Content-Type": media_type})

@@ -30,10 +30,10 @@ from distill.planning.plan import (
     count_passes,
     make_plan,
     refuse_if_too_small,
-    remedies,
     resting_memory,
 )
 from distill.planning.rehearsal import Stage
+from distill.planning.remedies import remedies
 from distill.recipe import Recipe
 from distill.trainer import FAKE, GENERATOR, Trainer
 

@@ -164,6 +164,8 @@ def test_stored_bundles_go_by_name_everywhere(
 ) -> None:
     monkeypatch.setenv("FEWSTEP_DATA_DIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    assert main(["bundle", "list"]) == 0
+    assert capsys.readouterr() == ("", f"no bundles in {tmp_path / 'bundles'}\n")
     assert main(["bundle", "add", str(bundle.path), "--name", "mine"]) == 0
     assert capsys.readouterr().out == f"mine {bundle.digest}\n"
     assert Bundle.load(find_bundle("mine", tmp_path / "bundles")).digest == bundle.digest

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
 from playwright.sync_api import Page, expect
 
 from service.settings import Settings
 from tests.e2e.conftest import Server
 from tests.service.fake_runtime import FakeRuntime
-from tests.service.running import Running, run_server
+from tests.service.jobs.office import Office
+from tests.service.running import run_server
 
 from .conftest import Open
 from .test_accessibility import problems, settle
@@ -23,54 +20,15 @@ from .test_errors import free_port
 
 pytestmark = pytest.mark.slow
 
-LEASE = 600.0
-
-
-@dataclass
-class Place:
-    """A server whose jobs nobody but the test works on."""
-
-    running: Running
-
-    @property
-    def jobs(self) -> Any:
-        return self.running.server.config.app.state.service.jobs  # type: ignore[union-attr]
-
-    def claim(self) -> Any:
-        return self.jobs.store.claim("the test", LEASE)[1]
-
-    def progress(self, lease: Any, iteration: int, **more: Any) -> str:
-        """What a runner tells at a heartbeat; returns what is wished of it."""
-        told = {
-            "stage": "distill",
-            "percent": iteration,
-            "iteration": iteration,
-            "iterations": 100,
-            "images": 48 * iteration,
-            "images_per_second": 12.5,
-            "eta_seconds": 100.0 - iteration,
-            "losses": {"generator": 1.0 / iteration, "fake": 0.5},
-            **more,
-        }
-        return str(self.jobs.store.heartbeat(lease, LEASE, told))
-
-    def checkpoint(self, lease: Any, step: int, colour: str) -> None:
-        folder = Path(self.jobs.folder) / lease.job
-        folder.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        Image.new("RGB", (8, 8), colour).save(content, "PNG")
-        (folder / f"{step}.png").write_bytes(content.getvalue())
-        self.jobs.store.checkpoint(lease, step, {"generator": 0.5, "accuracy": step / 100}, f"{step}.png")
-
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path) -> Iterator[Office]:
     settings = Settings(data_dir=tmp_path, log_level="warning", jobs_workers=False)
     with run_server(settings, {"fake": FakeRuntime()}) as running:
-        yield Place(running)
+        yield Office(running)
 
 
-def submit(page: Page, place: Place, **fields: str) -> None:
+def submit(page: Page, place: Office, **fields: str) -> None:
     page.goto(f"{place.running.url}/#/jobs")
     page.get_by_role("link", name="New job").click()
     for label, text in fields.items():
@@ -79,7 +37,7 @@ def submit(page: Page, place: Place, **fields: str) -> None:
     expect(page.locator(".badge").first).to_have_text("queued")
 
 
-def test_a_job_from_the_form_to_its_end(place: Place, visit: Open) -> None:
+def test_a_job_from_the_form_to_its_end(place: Office, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="mine", Iterations="100", Learning_rate="0.001", Seed="7")
     expect(page.get_by_role("heading", name="mine")).to_be_visible()
@@ -95,19 +53,19 @@ def test_a_job_from_the_form_to_its_end(place: Place, visit: Open) -> None:
     assert job["method"]["sid"]["optimizer"]["lr_generator"] == 0.001
     assert job["gate"]["at_least"] == {"accuracy": 0.9}
 
-    lease = place.claim()
+    lease = place.take()
     for iteration in (10, 20, 30):
         place.progress(lease, iteration)
     place.checkpoint(lease, 20, "red")
     place.checkpoint(lease, 30, "blue")
     place.progress(lease, 31, sample="samples/30.png")
     figures = {"iteration": 31, "accuracy_1": 0.8, "accuracy_4": 0.9, "frechet_4": 40.2, "score": 1.5}
-    place.jobs.store.say(lease, "quality at iteration 31", kind="metrics", data=figures)
+    place.store.say(lease, "quality at iteration 31", kind="metrics", data=figures)
     expect(page.get_by_text("31 of 100")).to_be_visible()
     expect(page.get_by_role("img", name="Losses; latest: generator")).to_be_visible()
     expect(page.get_by_role("img", name="accuracy; latest: 1 step 80 %, 4 steps 90 %")).to_be_visible()
     expect(page.get_by_role("img", name="Fréchet distance; latest: 4 steps 40.2")).to_be_visible()
-    place.jobs.store.say(lease, "something to know", level="warn")
+    place.store.say(lease, "something to know", level="warn")
     expect(page.locator(".log .warn")).to_contain_text("something to know")
 
     slider = page.get_by_label("Checkpoint")
@@ -125,7 +83,7 @@ def test_a_job_from_the_form_to_its_end(place: Place, visit: Open) -> None:
         "bundle_digest": "sha256:" + "3" * 64,
     }
     result = {"verdict": verdict, "published": False, "reasons": ["accuracy is 0.8"], "bundle": bundle}
-    place.jobs.store.finish(lease, "succeeded", "The student is not published.", result=result)
+    place.store.finish(lease, "succeeded", "The student is not published.", result=result)
     expect(page.locator(".badge").first).to_have_text("succeeded")
     expect(page.get_by_text("The gate does not hold")).to_be_visible()
     expect(page.get_by_role("row").filter(has_text="accuracy")).to_contain_text("no")
@@ -137,7 +95,7 @@ def test_a_job_from_the_form_to_its_end(place: Place, visit: Open) -> None:
     expect(page.get_by_role("link", name="mine")).to_contain_text("succeeded")
 
 
-def test_the_form_shows_what_each_teachers_recipe_says(place: Place, visit: Open) -> None:
+def test_the_form_shows_what_each_teachers_recipe_says(place: Office, visit: Open) -> None:
     page = visit(f"{place.running.url}/#/jobs/new")
     hints = [page.get_by_label(name) for name in ("Iterations", "Batch", "Learning rate")]
     for teacher, accuracy, said in (
@@ -159,10 +117,10 @@ def test_the_form_shows_what_each_teachers_recipe_says(place: Place, visit: Open
     expect(page.get_by_label("Then serve it as")).to_have_value("mine")
 
 
-def test_what_has_the_focus_keeps_it_while_the_job_goes_on(place: Place, visit: Open) -> None:
+def test_what_has_the_focus_keeps_it_while_the_job_goes_on(place: Office, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="steady")
-    lease = place.claim()
+    lease = place.take()
     place.progress(lease, 10)
     expect(page.get_by_text("10 of 100")).to_be_visible()
     page.get_by_role("button", name="Pause").focus()
@@ -186,10 +144,10 @@ def test_what_has_the_focus_keeps_it_while_the_job_goes_on(place: Place, visit: 
     expect(page.get_by_role("link", name="steady")).to_be_focused()
 
 
-def test_pause_resume_and_cancel(place: Place, visit: Open) -> None:
+def test_pause_resume_and_cancel(place: Office, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="stopped")
-    lease = place.claim()
+    lease = place.take()
     place.progress(lease, 5)
     expect(page.locator(".badge").first).to_have_text("running")
     page.get_by_role("button", name="Pause").click()
@@ -198,11 +156,11 @@ def test_pause_resume_and_cancel(place: Place, visit: Open) -> None:
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".badge").first).to_have_text("running, to cancel")
     assert place.progress(lease, 7) == "cancel"
-    place.jobs.store.finish(lease, "cancelled", "The job was cancelled.")
+    place.store.finish(lease, "cancelled", "The job was cancelled.")
     expect(page.locator(".badge").first).to_have_text("cancelled")
 
 
-def test_a_waiting_job_is_paused_and_resumed_at_once(place: Place, visit: Open) -> None:
+def test_a_waiting_job_is_paused_and_resumed_at_once(place: Office, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="later")
     page.get_by_role("button", name="Pause").click()
@@ -211,7 +169,7 @@ def test_a_waiting_job_is_paused_and_resumed_at_once(place: Place, visit: Open) 
     expect(page.locator(".badge").first).to_have_text("queued")
 
 
-def test_prompts_of_ones_own(place: Place, visit: Open) -> None:
+def test_prompts_of_ones_own(place: Office, visit: Open) -> None:
     page = visit(f"{place.running.url}/#/jobs/new")
     page.locator("select[name=training_file]").select_option("file")
     prompts = b'{"prompt": "a red circle"}\n{"prompt": "a blue star"}\n'
@@ -224,7 +182,7 @@ def test_prompts_of_ones_own(place: Place, visit: Open) -> None:
     assert place.running.client.get(f"/v1/files/{job['training_file']}/content").content == prompts
 
 
-def test_what_the_server_does_not_take_is_said_and_kept(place: Place, visit: Open) -> None:
+def test_what_the_server_does_not_take_is_said_and_kept(place: Office, visit: Open) -> None:
     page = visit(f"{place.running.url}/#/jobs/new")
     page.get_by_label("Teacher").fill("nobody/knows")
     page.get_by_label("Teacher").blur()  # as when somebody goes on to the next field
@@ -234,15 +192,14 @@ def test_what_the_server_does_not_take_is_said_and_kept(place: Place, visit: Ope
     assert page.get_by_label("Teacher").input_value() == "nobody/knows"
 
 
-def test_a_failure_is_shown_with_its_reason(place: Place, visit: Open) -> None:
+def test_a_failure_is_shown_with_its_reason(place: Office, visit: Open) -> None:
     page = visit("about:blank")
     submit(page, place, Name_of_the_student="unlucky")
-    error = {"code": "job_failed", "message": "the disk is full", "param": None}
-    place.jobs.store.finish(place.claim(), "failed", "the disk is full", error=error)
+    place.fail(place.take())
     expect(page.get_by_role("alert")).to_contain_text("the disk is full")
 
 
-def test_a_job_that_is_not_there(place: Place, visit: Open) -> None:
+def test_a_job_that_is_not_there(place: Office, visit: Open) -> None:
     page = visit(f"{place.running.url}/#/jobs/ftjob-nothing")
     expect(page.get_by_role("alert")).to_be_visible()
 
@@ -261,7 +218,7 @@ def test_a_full_queue_is_said_and_the_form_kept(visit: Open, tmp_path: Path) -> 
     settings = Settings(data_dir=tmp_path, log_level="warning", jobs_queue_limit=1)
     with run_server(settings, {"fake": FakeRuntime()}) as running:
         page = visit("about:blank")
-        submit(page, Place(running), Name_of_the_student="first")
+        submit(page, Office(running), Name_of_the_student="first")
         page.goto(f"{running.url}/#/jobs/new")
         page.get_by_label("Name of the student").fill("second")
         page.get_by_role("button", name="Start").click()
@@ -273,18 +230,18 @@ def test_a_job_is_followed_over_a_server_that_goes_and_comes_back(visit: Open, t
     settings, port = Settings(data_dir=tmp_path, log_level="warning"), free_port()
     page = visit("about:blank")
     with run_server(settings, {"fake": FakeRuntime()}, port=port) as running:
-        submit(page, Place(running), Name_of_the_student="steady")
-        lease = Place(running).claim()
-        Place(running).jobs.store.say(lease, "before")
+        submit(page, Office(running), Name_of_the_student="steady")
+        lease = Office(running).take()
+        Office(running).store.say(lease, "before")
         expect(page.locator(".log")).to_contain_text("before")
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
     with run_server(settings, {"fake": FakeRuntime()}, port=port) as running:
-        place = Place(running)
+        place = Office(running)
         place.progress(lease, 42)
-        place.jobs.store.say(lease, "after")
+        place.store.say(lease, "after")
         expect(page.locator(".log")).to_contain_text("after")
         expect(page.get_by_text("42 of 100")).to_be_visible()
         expect(page.get_by_role("alert")).to_have_count(0)
         expect(page.locator(".log li").filter(has_text="before")).to_have_count(1)
-        place.jobs.store.finish(lease, "cancelled", "The job was cancelled.")
+        place.store.finish(lease, "cancelled", "The job was cancelled.")
         expect(page.locator(".badge").first).to_have_text("cancelled")

@@ -270,7 +270,7 @@ def test_unloading_waits_for_the_images_inside_and_a_request_loads_again(
         drawing = pool.submit(picture, running)
         wait_until(lambda: running.metric("fewstep_inflight_images") == 1)
         leaving = pool.submit(post, running, "m/unload")
-        wait_until(lambda: models_of(running).hosted(models_of(running).lines["m"].serving) is None)
+        wait_until(lambda: models_of(running).hosted(models_of(running).catalogue.lines["m"].serving) is None)
         assert not leaving.done()
         loader.loaded[0].gate.set()
         first = drawing.result()
@@ -339,7 +339,7 @@ def test_publishing_from_the_same_process(wanted: Settings, tmp_path: Path, dige
         version = await models.publish("m", str(tmp_path / "b"), share=0.5, gate={"passed": True})
         assert (version.state, version.share, version.digest) == ("canary", 0.5, digests["b"])
         assert (await models.publish("m", str(tmp_path / "b"), share=1.0)).state == "serving"
-        assert await models.publish("m", str(tmp_path / "b")) == models.lines["m"].serving
+        assert await models.publish("m", str(tmp_path / "b")) == models.catalogue.lines["m"].serving
         assert (await models.rollback("m")).serving.digest == digests["a"]
         assert (await models.publish("fresh", str(tmp_path / "c"))).id == "fresh@1"
         async with models.use("fresh", "") as hosted:

@@ -24,7 +24,7 @@ from service import pictures
 from service.app import create_app
 from service.errors import ServiceError
 from service.pictures import LIFETIME, MEDIA_TYPES, NAME, FileStore, to_file
-from service.settings import Settings, read_settings
+from service.settings import Settings, as_variable, read_settings
 
 from .fake_runtime import FakeRuntime
 from .running import Running, run_server
@@ -255,6 +255,14 @@ def test_a_setting_comes_from_a_file(name: str, monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "secret").write_text(written + "\n")
     monkeypatch.setenv(f"FEWSTEP_{name.upper()}_FILE", str(tmp_path / "secret"))
     assert getattr(read_settings(), name) == value
+
+
+def test_every_default_as_it_is_shown_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = read_settings()
+    for name, field in Settings.model_fields.items():
+        shown = as_variable(field.get_default(call_default_factory=True))
+        monkeypatch.setenv(f"FEWSTEP_{name.upper()}", shown)
+    assert read_settings() == expected
 
 
 def test_a_variable_that_names_no_file_means_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

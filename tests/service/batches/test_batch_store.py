@@ -6,14 +6,12 @@ import threading
 from typing import Any
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 
 from service.batches.store import WINDOW_SECONDS, BatchStore, NewBatch
 from service.errors import ServiceError
 from service.jobs.database import Database
 from service.jobs.leases import Lease, LeaseLostError
-from service.jobs.tables import Base, BatchRow, UploadRow
+from service.jobs.tables import BatchRow, UploadRow
 
 FOREVER = 1000.0
 
@@ -38,13 +36,6 @@ def output(id: str = "file-out") -> UploadRow:
     return UploadRow(
         id=id, created_at=1, filename="o.jsonl", purpose="batch_output", bytes=1, digest="sha256:0", client=""
     )
-
-
-def test_the_migrations_make_the_tables_that_the_code_uses(database: Database) -> None:
-    database.migrate()
-    with database.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Base.metadata) == []
 
 
 def test_a_batch_goes_from_its_file_to_its_end(store: BatchStore, database: Database) -> None:

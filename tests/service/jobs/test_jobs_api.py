@@ -16,36 +16,22 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
-from service.jobs.leases import Lease
-from service.jobs.room import Jobs
-from service.jobs.store import JobStore
 from service.keys import add_key
 from service.settings import Settings
 
 from ..fake_runtime import FakeRuntime
 from ..running import Running, run_server, wait_until
+from .office import FOREVER, Office
 
-FOREVER = 1000.0
 JOBS = "/v1/distillation/jobs"
 TEACHERS = "/v1/distillation/teachers"
 
 
 @dataclass
-class Office:
-    """A server, its clients, and the store behind it."""
+class Bureau(Office):
+    """With clients."""
 
-    running: Running
     openai: openai.OpenAI
-    jobs: Jobs
-
-    @property
-    def store(self) -> JobStore:
-        return self.jobs.store
-
-    def take(self) -> Lease:
-        claimed = self.store.claim("test", FOREVER)
-        assert claimed is not None
-        return claimed[1]
 
     def submit(self, **changes: Any) -> Any:
         body = {"model": "shapes-sana", "training_file": "shapes:train", **changes}
@@ -57,16 +43,15 @@ class Office:
 
 
 @pytest.fixture
-def office(settings: Settings, url: str) -> Iterator[Office]:
+def office(settings: Settings, url: str) -> Iterator[Bureau]:
     own = settings.model_copy(update={"jobs_queue_limit": 5, "max_file_bytes": 4096, "jobs_workers": False})
     own = own.model_copy(update={"database_url": SecretStr(url)})
     with run_server(own, {"fake": FakeRuntime()}) as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
-        application: Any = running.server.config.app
-        yield Office(running, client, application.state.service.jobs)
+        yield Bureau(running, client)
 
 
-def test_the_official_client_drives_a_job_through_its_life(office: Office, tmp_path: Path) -> None:
+def test_the_official_client_drives_a_job_through_its_life(office: Bureau, tmp_path: Path) -> None:
     jobs = office.openai.fine_tuning.jobs
     content = b'{"prompt": "a red circle"}\n{"prompt": "a blue star"}\n'
     file = office.openai.files.create(file=("prompts.jsonl", content), purpose="fine-tune")
@@ -131,7 +116,7 @@ def test_the_official_client_drives_a_job_through_its_life(office: Office, tmp_p
     assert office.openai.files.delete(file.id).deleted
 
 
-def test_pausing_resuming_and_cancelling(office: Office) -> None:
+def test_pausing_resuming_and_cancelling(office: Bureau) -> None:
     jobs = office.openai.fine_tuning.jobs
     job = office.submit()
     assert [jobs.pause(job.id).status, jobs.resume(job.id).status] == ["paused", "queued"]
@@ -145,7 +130,7 @@ def test_pausing_resuming_and_cancelling(office: Office) -> None:
     assert jobs.cancel(waiting.id).status == "cancelled"
 
 
-def test_lists_have_pages_and_filters(office: Office) -> None:
+def test_lists_have_pages_and_filters(office: Bureau) -> None:
     made = [office.submit(metadata={"team": "ab"[number % 2]}).id for number in range(5)]
     jobs = office.openai.fine_tuning.jobs
     assert [job.id for job in jobs.list(limit=2)] == made[::-1]
@@ -159,7 +144,7 @@ def test_lists_have_pages_and_filters(office: Office) -> None:
         assert office.running.client.get(f"{JOBS}?{query}").status_code == 400, query
 
 
-def test_teachers_are_listed_with_what_a_job_of_each_would_do(office: Office) -> None:
+def test_teachers_are_listed_with_what_a_job_of_each_would_do(office: Bureau) -> None:
     listed = office.running.client.get(TEACHERS).json()
     assert listed["object"] == "list"
     recipes = {each["id"]: each["recipe"] for each in listed["data"]}
@@ -168,7 +153,7 @@ def test_teachers_are_listed_with_what_a_job_of_each_would_do(office: Office) ->
     assert office.post(method={"type": "sid", "sid": sent}).status_code == 200
 
 
-def test_a_full_queue_refuses(office: Office) -> None:
+def test_a_full_queue_refuses(office: Bureau) -> None:
     for _ in range(5):
         office.submit()
     with pytest.raises(openai.RateLimitError, match="5 jobs are waiting, and the queue holds 5") as raised:
@@ -177,7 +162,7 @@ def test_a_full_queue_refuses(office: Office) -> None:
     assert raised.value.response.headers["retry-after"]
 
 
-def test_an_idempotency_key_makes_one_job(office: Office) -> None:
+def test_an_idempotency_key_makes_one_job(office: Bureau) -> None:
     headers = {"Idempotency-Key": "k"}
     first = office.submit(extra_headers=headers)
     assert office.submit(extra_headers=headers).id == first.id
@@ -249,7 +234,7 @@ def test_bad_requests_are_told_what_would_do(shared: Running, changes: Any, para
         ("a.txt", b"a\nb\0\n", "Line 2 has a NUL byte"),
     ],
 )
-def test_a_bad_prompt_file_is_told_by_line(office: Office, name: str, content: bytes, says: str) -> None:
+def test_a_bad_prompt_file_is_told_by_line(office: Bureau, name: str, content: bytes, says: str) -> None:
     file = office.openai.files.create(file=(name, content), purpose="fine-tune")
     with pytest.raises(openai.BadRequestError) as raised:
         office.submit(training_file=file.id)
@@ -258,7 +243,7 @@ def test_a_bad_prompt_file_is_told_by_line(office: Office, name: str, content: b
     assert office.store.counts() == {}
 
 
-def test_files_that_do_not_fit_are_refused(office: Office) -> None:
+def test_files_that_do_not_fit_are_refused(office: Bureau) -> None:
     with pytest.raises(openai.NotFoundError, match="no file 'file-none'"):
         office.submit(training_file="file-none")
     batch = office.openai.files.create(file=("a.jsonl", b"{}\n"), purpose="batch")
@@ -271,7 +256,7 @@ def sse(text: str) -> list[dict[str, str]]:
     return [dict(line.split(": ", 1) for line in frame.splitlines()) for frame in frames]
 
 
-def test_events_are_streamed_until_the_end_and_again_from_any_of_them(office: Office) -> None:
+def test_events_are_streamed_until_the_end_and_again_from_any_of_them(office: Bureau) -> None:
     job = office.submit().id
     started = threading.Event()
     texts: list[str] = []

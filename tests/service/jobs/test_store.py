@@ -278,13 +278,6 @@ def test_jobs_made_at_once_have_numbers_of_their_own_and_one_key_makes_one(store
     assert len({store.get(job).number for job in set(made)}) == 4
 
 
-def test_a_file_is_in_use_until_its_jobs_have_ended(store: JobStore) -> None:
-    job = submit(store, training_file="file-1")
-    assert store.using("file-1") == [job.id]
-    store.cancel(job.id)
-    assert store.using("file-1") == []
-
-
 def test_a_webhook_waits_from_the_moment_the_job_ends(database: Database) -> None:
     from service.jobs.tables import DeliveryRow
 

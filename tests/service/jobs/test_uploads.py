@@ -20,6 +20,7 @@ import pytest
 
 from service.errors import ServiceError
 from service.jobs.database import Database
+from service.jobs.store import JobStore, NewJob
 from service.jobs.uploads import ABANDONED_SECONDS, Uploads
 from service.settings import Settings
 
@@ -121,6 +122,17 @@ def test_files_of_others_are_not_there(uploads: Uploads) -> None:
     assert len(uploads.page()[0]) == 2
     uploads.delete(own, "alice")
     assert [path.stem for path in uploads.folder.iterdir()] == [other]
+
+
+def test_a_file_stays_until_the_jobs_that_need_it_have_ended(uploads: Uploads) -> None:
+    store, file = JobStore(uploads.database), add(uploads)
+    job = store.create(NewJob("shapes-sana", file, {}), limit=1)
+    with pytest.raises(ServiceError, match=f"needed by {job.id}") as raised:
+        uploads.delete(file)
+    assert raised.value.status == 409
+    store.cancel(job.id)
+    uploads.delete(file)
+    assert uploads.page() == ([], False)
 
 
 def test_bytes_that_are_elsewhere_are_said(uploads: Uploads) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+import service.worker
 from fewstep.cli import main
+from fewstep.serve import OF_WORKER
 from service.errors import ServiceError
+from service.jobs import plans, room, workers
 from service.jobs.publish import Remote
 from service.keys import add_key
 from service.settings import Settings
@@ -23,6 +28,21 @@ from ..running import Running, run_server
 from .test_conclude import SHIPPED
 
 WAIT = 60.0
+
+
+def test_a_worker_has_a_flag_for_each_setting_that_it_reads_and_for_no_other() -> None:
+    readers = (
+        service.worker,
+        workers,
+        plans,
+        room.database_url,
+        Settings.store,
+        Settings.jobs_folder,
+        Settings.artifacts,
+    )
+    sources = [inspect.getsource(getattr(one, "fget", None) or one) for one in readers]
+    read = set(re.findall(r"\b(?:settings|self)\.(\w+)", "\n".join(sources))) & set(Settings.model_fields)
+    assert set(OF_WORKER) == read - {"max_file_bytes"}, "a worker takes no files in"
 
 
 @pytest.fixture(scope="module")
