@@ -52,7 +52,8 @@ until_true() { # SECONDS COMMAND...
 }
 
 take_down() {
-    [ ! -s "$here/compose.json" ] || compose down --volumes --timeout 10 >/dev/null 2>&1 || true
+    # Every profile: restore.sh makes the volumes of all, whichever run.
+    [ ! -s "$here/compose.json" ] || compose --profile '*' down --volumes --timeout 10 >/dev/null 2>&1 || true
     rm -rf "$here"
 }
 trap take_down EXIT

@@ -147,3 +147,22 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     done = run(DEPLOY / "secrets.sh", tmp_path / "file" / "secrets")
     assert done.returncode != 0
     assert done.stderr
+
+
+def test_the_smoke_test_takes_the_volumes_of_every_profile_down(docker: Path, tmp_path: Path) -> None:
+    """restore.sh makes them all, in a run of the default profile, too."""
+    lines = (DEPLOY / "smoke.sh").read_text()
+    functions = re.findall(
+        r"^compose\(\) [^\n]*$|^take_down\(\) \{\n.*?^\}$", lines, re.MULTILINE | re.DOTALL
+    )
+    assert len(functions) == 2
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "compose.json").write_text("{}")
+    given = f"project=fewstep-smoke here={here} profiles=()"
+    done = run("bash", "-euc", "\n".join([given, *functions, "take_down"]), env=environment(docker))
+    assert done.returncode == 0, done.stderr
+    words = (tmp_path / "calls").read_text().split()
+    assert words[words.index("--profile") + 1] == "*"
+    assert words[-4:] == ["down", "--volumes", "--timeout", "10"]
+    assert not here.exists()
