@@ -69,7 +69,7 @@ export function quality(card, id) {
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Variant"), columns.map(name => h("th", { scope: "col" }, measureName(name))), counted ? h("th", { scope: "col" }, "Over") : null)),
     h("tbody", {}, entries.map(([label, row]) => h("tr", {}, h("th", { scope: "row" }, label.startsWith(`${id}, `) ? label.slice(id.length + 2) : label),
       columns.map(name => h("td", {}, row[name] === undefined ? "–" : shown(name, row[name].mean ?? row[name]))),
-      counted ? h("td", { class: "quiet" }, row.images ? `${row.images} pictures${row.seeds?.length > 1 ? ` × ${row.seeds.length}` : ""}` : "") : null)))));
+      counted ? h("td", { class: "quiet" }, row.images ? `${row.images} pictures${row.seeds?.length > 1 ? `\u00a0×\u00a0${row.seeds.length}` : ""}` : "") : null)))));
 }
 
 const figure = value => typeof value === "number" || typeof value?.mean === "number";
