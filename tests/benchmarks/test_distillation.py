@@ -101,7 +101,7 @@ def measured(**seconds: float) -> dict[str, Any]:
 
 def test_ratios_are_of_medians_at_each_k() -> None:
     found = distillation.ratios(measured(loop=4.0))
-    assert found[1] == {"passes": 2.0, "loop": 4.0, "straightforward": 5.0, "checkpointing": 5.0}
+    assert found[1] == {"passes": 2.0, **dict.fromkeys(WAYS, 5.0), "loop": 4.0}
     assert found[2]["passes"] == 4.0  # three forwards and the other
     assert distillation.average(measured(loop=4.0))["loop"] == 6.0
 
@@ -110,14 +110,16 @@ def test_ratios_are_of_medians_at_each_k() -> None:
 def test_memory_sees_weights_optimizers_and_the_graph(
     wanted: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = {"activation_checkpointing": True}
-    monkeypatch.setattr(distillation, "VARIANTS", {"loop": {}, "checkpointing": kept})
+    kept, parts = {"activation_checkpointing": True}, distillation.IN_PARTS
+    variants = {"loop": {}, "checkpointing": kept, "in parts": parts}
+    monkeypatch.setattr(distillation, "VARIANTS", variants)
     found = distillation.memory(wanted)
     weights = sum(value.nbytes for value in new_trainer(wanted).state.fake.parameters()) / 1e6
     buffers = 0.1
     assert found["loop"]["resting"] == pytest.approx(5 * weights, abs=buffers)  # three networks, two moments
     assert found["straightforward"]["resting"] == pytest.approx(7 * weights, abs=buffers)
     assert found["checkpointing"]["peak"] < found["loop"]["peak"] < found["straightforward"]["peak"]
+    assert found["in parts"]["peak"] < found["loop"]["peak"]
 
 
 def test_the_report_names_recipe_and_ratio() -> None:
@@ -132,7 +134,7 @@ def test_the_report_names_recipe_and_ratio() -> None:
         "memory": memory,
     }
     text = distillation._report(results)
-    assert "| shapes-x | 1 | 2.000 | 4.000 | 5.000 | 5.000 | 2.000 | 1.25 |" in text
+    assert "| shapes-x | 1 | 2.000 | 4.000 | 5.000 | 5.000 | 5.000 | 2.000 | 1.25 |" in text
     assert "| shapes-x | loop | 1 | 3 | 0.75 |" in text
 
 
