@@ -66,6 +66,7 @@ PLAIN = {
     "mkdir",
     "cp",
     "cat",
+    "echo",
     "ls",
     "source",
     ".",

@@ -140,6 +140,7 @@ def test_a_plot_shows_latency_and_goodput(kind: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file], "nothing half-written is left"
 
 
+@pytest.mark.slow
 def test_a_server_is_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runtime = FakeRuntime(make_bundle((1, 2, 4), ((64, 64),)), call_seconds=0.005)
     file = tmp_path / "sweep.png"

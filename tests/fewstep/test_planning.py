@@ -37,7 +37,7 @@ def dry_run(name: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in ("shapes-sana-demo", "sana-0.6b-512") else pytest.mark.slow)
+        pytest.param(name, marks=() if name == "shapes-sana-demo" else pytest.mark.slow)
         for name in shipped_recipes()
     ],
 )

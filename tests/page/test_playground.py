@@ -209,6 +209,7 @@ def test_each_way_back_finds_what_was_left(visit: Open, server: Server) -> None:
     expect(page.locator("figure.card")).to_have_count(1)
 
 
+@pytest.mark.slow
 def test_a_slow_line_is_enough(visit: Open, server: Server) -> None:
     """As a phone has it at the edge of a cell: 400 ms away, 50 kB a second."""
     page = visit("about:blank")

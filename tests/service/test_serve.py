@@ -77,7 +77,7 @@ def post(url: str, **fields: object) -> httpx.Response:
     return httpx.post(f"{url}/v1/images/generations", json={"prompt": "a", **fields}, timeout=30)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_lets_admitted_work_finish(tmp_path: Path, number: int) -> None:
     with (
         server_process(tmp_path, call_seconds=0.3, drain_seconds=20) as (url, process),
@@ -195,7 +195,7 @@ def test_data_dir_that_cannot_be_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("locked", [False, True])
 def test_the_printed_command_has_a_place_for_a_key(locked: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    models = cast(Models, SimpleNamespace(names=["fake"]))
+    models = cast(Models, SimpleNamespace(catalogue=SimpleNamespace(names=["fake"])))
     with listen("127.0.0.1", 0) as listener:
         _announce(models, listener, 1.0, locked)
     curl = capsys.readouterr().out.splitlines()[1]
