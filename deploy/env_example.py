@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Any
 
-from service.settings import PREFIX, Settings
+from service.settings import PREFIX, Settings, as_variable
 
 FILE = Path(__file__).parent / ".env.example"
 HEADER = """\
@@ -93,7 +92,7 @@ def text() -> str:
     parts += [_entry(name, default, meaning) for name, (default, meaning) in COMPOSE.items()]
     parts.append("# ---- the server; the same as the flags of `fewstep serve --help`\n")
     parts += [
-        _entry(PREFIX + name.upper(), _shown(field.default), str(field.description))
+        _entry(PREFIX + name.upper(), as_variable(field.default), str(field.description))
         for name, field in Settings.model_fields.items()
         if name not in ("host", "port", "data_dir")  # the image's and compose.yaml's
     ]
@@ -102,15 +101,6 @@ def text() -> str:
 
 def _entry(name: str, default: str, meaning: str) -> str:
     return "".join(f"# {line}\n" for line in textwrap.wrap(meaning, 108)) + f"#{name}={default}\n"
-
-
-def _shown(default: Any) -> str:
-    """A default as it is written in a variable."""
-    if isinstance(default, dict):
-        return ",".join(f"{name}={bundle}" for name, bundle in default.items())
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return "" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
 if __name__ == "__main__":

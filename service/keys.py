@@ -52,7 +52,7 @@ class Keys:
         Raises:
             ServiceError: the file cannot be read; names the line.
         """
-        self._file, self._open = file, file is None
+        self._file = file
         self._seen, self._next_look = _state(file), time.monotonic() + LOOK_SECONDS
         self._keys = [] if file is None else _read(file)
         self._left: dict[str, tuple[float, float]] = {}
@@ -66,9 +66,9 @@ class Keys:
         Raises:
             ServiceError: 401, no key or one that is not known.
         """
-        if self._open:
+        if self._file is None:
             return None
-        self._look()
+        self._look(self._file)
         scheme, _, secret = authorization.partition(" ")
         digest = hashed(secret.strip() if scheme.lower() == "bearer" else "")
         found = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
@@ -78,19 +78,19 @@ class Keys:
         headers = {"WWW-Authenticate": "Bearer"}
         raise ServiceError(message, status=401, code="invalid_api_key", headers=headers)
 
-    def _look(self) -> None:
+    def _look(self, file: Path) -> None:
         """Reads the file again if it has changed. One that cannot be read changes nothing: whoever is writing it
         must not shut everybody out."""
-        if self._file is None or time.monotonic() < self._next_look:
+        if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
-        state = _state(self._file)
+        state = _state(file)
         if state == self._seen:
             return
         self._seen = state
         try:
-            self._keys = _read(self._file)
-            log.info("%d API keys, as %s says now", len(self._keys), self._file)
+            self._keys = _read(file)
+            log.info("%d API keys, as %s says now", len(self._keys), file)
         except ServiceError as error:
             log.error("the API keys stay as they were: %s", error)
 
@@ -107,7 +107,7 @@ class Keys:
         Raises:
             ServiceError: 403.
         """
-        if self._open:
+        if self._file is None:
             if anybody or (not foreign and _is_loopback(host)):
                 return
             message = (

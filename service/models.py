@@ -113,7 +113,7 @@ class Models:
         """The version for a request with this key, kept in memory within the block.
 
         Raises:
-            ServiceError: as `find` and `Host.get`; 503, it is being loaded while the server starts.
+            ServiceError: as `Catalogue.find` and `Host.get`; 503, it is being loaded while the server starts.
         """
         line, pinned = self.catalogue.find(name)
         version = pinned or line.route(key)
