@@ -242,9 +242,6 @@ def test_curves_are_read_off_like_a_slider(place: Office, visit: Open) -> None:
 def test_that_the_server_is_away_is_an_alert_once(visit: Open, server: Server, view: str) -> None:
     page = visit(f"{server.url}/#/{view}")
     page.locator({"jobs": ".empty", "health": ".tile"}[view]).first.wait_for()
-    asked: list[str] = []
-    for path in ("/v1/distillation/jobs?**", "/metrics"):
-        page.route(f"**{path}", lambda route: (asked.append(route.request.url), route.abort()))
     page.evaluate(
         """() => {
             window.alerts = 0;
@@ -254,6 +251,9 @@ def test_that_the_server_is_away_is_an_alert_once(visit: Open, server: Server, v
             }).observe(document.body, { childList: true, subtree: true });
         }"""
     )
+    asked: list[str] = []
+    for path in ("/v1/distillation/jobs?**", "/metrics"):
+        page.route(f"**{path}", lambda route: (asked.append(route.request.url), route.abort()))
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
     before = len(asked)
     page.wait_for_timeout(7000)
