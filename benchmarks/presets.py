@@ -26,19 +26,43 @@ from fewstep.models import Images, open_model
 
 SHORT = ("iterations=120", "quality=null", "samples_every=120")
 TEACHER_ONLY = ("guidance=teacher-only", "guidance.teacher=1.5")
-ALL_ALIKE = tuple(f"guidance.{which}=1.5" for which in ("fake_train", "fake_outer", "fake_inner", "teacher"))
+NONE = ("guidance=teacher-only", "guidance.teacher=1")
+NO_INPUT = ("guidance.teacher_embed=1",)  # FLUX's guidance is an input of its network: with 1 it has none
 NO_IMAGES = ("adversarial.weight=0", "adversarial.discriminator_weight=0")
+
+
+def all_alike(scale: float) -> tuple[str, ...]:
+    """LSG: one scale for the four that there are."""
+    return (
+        "guidance=lsg",
+        *(f"guidance.{which}={scale}" for which in ("fake_train", "fake_outer", "fake_inner", "teacher")),
+    )
+
+
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "teacher-only, 1.5": ("shapes-sana", TEACHER_ONLY),
-    "lsg, 1.5": ("shapes-sana", ("guidance=lsg", *ALL_ALIKE)),
+    "lsg, 1.5": ("shapes-sana", all_alike(1.5)),
     "zero-cfg": ("shapes-sana", ("guidance=zero-cfg",)),
     "anti-cfg": ("shapes-sana", ("guidance=anti-cfg",)),
-    "no guidance": ("shapes-sana", ("guidance=teacher-only", "guidance.teacher=1")),
+    "no guidance": ("shapes-sana", NONE),
     "LoRA, teacher-only, 1.5": ("shapes-sana-lora", TEACHER_ONLY),
     "data-aided, teacher-only, 1.5": ("shapes-sana-sida", TEACHER_ONLY),
     "its control": ("shapes-sana-sida", (*TEACHER_ONLY, *NO_IMAGES)),
     "data-aided, zero-cfg": ("shapes-sana-sida", ("guidance=zero-cfg",)),
     "data-aided, anti-cfg": ("shapes-sana-sida", ("guidance=anti-cfg",)),
+    "SD3, teacher-only, 1.25": ("shapes-sd3", ("guidance=teacher-only", "guidance.teacher=1.25")),
+    "SD3, lsg, 1.25": ("shapes-sd3", all_alike(1.25)),
+    "SD3, zero-cfg": ("shapes-sd3", ("guidance=zero-cfg",)),
+    "SD3, anti-cfg": ("shapes-sd3", ("guidance=anti-cfg",)),
+    "SD3, no guidance": ("shapes-sd3", NONE),
+    "FLUX, teacher input 1.25": ("shapes-flux", (*NONE, "guidance.teacher_embed=1.25")),
+    "FLUX, all inputs 1.25": (
+        "shapes-flux",
+        (*NONE, "guidance.teacher_embed=1.25", "guidance.fake_embed=1.25"),
+    ),
+    "FLUX, zero-cfg": ("shapes-flux", ("guidance=zero-cfg", *NO_INPUT)),
+    "FLUX, anti-cfg": ("shapes-flux", ("guidance=anti-cfg", *NO_INPUT)),
+    "FLUX, no guidance": ("shapes-flux", (*NONE, *NO_INPUT)),
 }
 """Name of a row -> recipe and what is changed in it."""
 

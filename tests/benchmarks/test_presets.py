@@ -28,7 +28,20 @@ KAPPAS = {  # kappa 1, 2, 3 of the fake network; kappa 4 of the teacher
     "its control": (1, 1, 1, 1.5),
     "data-aided, zero-cfg": (0, 0, 0, 1),
     "data-aided, anti-cfg": (-1, -1, -1, 1),
+    "SD3, teacher-only, 1.25": (1, 1, 1, 1.25),
+    "SD3, lsg, 1.25": (1.25, 1.25, 1.25, 1.25),
+    "SD3, zero-cfg": (0, 0, 0, 1),
+    "SD3, anti-cfg": (-1, -1, -1, 1),
+    "SD3, no guidance": (1, 1, 1, 1),
+    "FLUX, teacher input 1.25": (1, 1, 1, 1),
+    "FLUX, all inputs 1.25": (1, 1, 1, 1),
+    "FLUX, zero-cfg": (0, 0, 0, 1),
+    "FLUX, anti-cfg": (-1, -1, -1, 1),
+    "FLUX, no guidance": (1, 1, 1, 1),
 }
+
+INPUTS = {"FLUX, teacher input 1.25": (1.25, 1, 1), "FLUX, all inputs 1.25": (1.25, 1.25, 1)}
+"""The guidance input of teacher, fake network and student, where it is not 1 for all."""
 
 
 def recipe_of(name: str, seed: int = 5) -> Recipe:
@@ -49,7 +62,21 @@ def test_a_row_is_its_recipe_with_its_guidance(name: str) -> None:
     assert (recipe.adapter is not None) == name.startswith("LoRA")
 
 
-@pytest.mark.parametrize("first", ["teacher-only, 1.5", "data-aided, teacher-only, 1.5"])
+@pytest.mark.parametrize("name", [name for name in ROWS if name.startswith("FLUX")])
+def test_what_the_network_of_flux_is_told(name: str) -> None:
+    scales = recipe_of(name).guidance
+    assert (scales.teacher_embed, scales.fake_embed, scales.student_embed) == INPUTS.get(name, (1, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["SD3, teacher-only, 1.25", "FLUX, teacher input 1.25"])
+def test_the_first_row_of_a_family_is_its_shipped_recipe(name: str) -> None:
+    row, shipped = recipe_of(name).guidance, load_recipe(ROWS[name][0]).guidance
+    assert row.model_dump(exclude={"preset"}) == shipped.model_dump(exclude={"preset"})
+
+
+@pytest.mark.parametrize(
+    "first", ["teacher-only, 1.5", "data-aided, teacher-only, 1.5", "SD3, no guidance", "FLUX, no guidance"]
+)
 def test_rows_of_one_recipe_differ_in_guidance_alone(first: str) -> None:
     others = [name for name in ROWS if ROWS[name][0] == ROWS[first][0] and name != "its control"]
     assert len(others) >= 3
