@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
+from collections import deque
 from typing import ClassVar
 
 import httptools
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .errors import ServiceError, to_response
 from .middleware import SECURITY, new_id
@@ -25,26 +26,36 @@ class Protocol(HttpToolsProtocol):
         head_seconds: How long the next request's line and headers may take.
         head_bytes: How large they may be.
         stuck_seconds: How long a client may take nothing of what is ready for it.
+        requests_ahead: How many requests may be sent before the first of them is answered.
     """
 
     head_seconds: ClassVar[float] = 30.0
     head_bytes: ClassVar[int] = 64 << 10
     stuck_seconds: ClassVar[float] = 60.0
+    requests_ahead: ClassVar[int] = 32
 
     _clock: asyncio.TimerHandle | None = None
     _reader_clock: asyncio.TimerHandle | None = None
-    _in_head, _taken = False, 0
+    _in_head, _in_body, _taken = False, False, 0
+    _refused: ServiceError | None = None
+    """What is wrong with the last that came, to be told when all before it is answered."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._unanswered: deque[RequestResponseCycle] = deque()
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for clock in (self._clock, self._reader_clock):
             _stop(clock)
+        for cycle in self._unanswered:  # uvicorn tells the last of them only
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused is not None:
+            return
         self._unset_keepalive_if_required()
         inside = self._in_head
         try:
@@ -64,11 +75,23 @@ class Protocol(HttpToolsProtocol):
         self._in_head, self._taken = False, 0
         _stop(self._clock)
         self._check_size(len(self.url) + sum(len(name) + len(value) for name, value in self.headers))
+        self._check_headers()
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self._unanswered.append(self.cycle)
+        self._in_body = True
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._unanswered.popleft()
         super().on_response_complete()
-        if self.cycle.response_complete:  # else the next one had come already, and is at work
+        if self._refused is not None:
+            self._refuse(self._refused)
+        elif not self._unanswered:
             self._await_head()
 
     def pause_writing(self) -> None:
@@ -107,6 +130,23 @@ class Protocol(HttpToolsProtocol):
             message = f"The request line and headers are larger than {self.head_bytes} bytes."
             raise ServiceError(message, status=431, code="headers_too_large")
 
+    def _check_headers(self) -> None:
+        """What the parser overlooks, and RFC 9112 (3.2, 6.1) does not: on what host and body a request is about,
+        everybody on its way must agree.
+
+        Raises:
+            ServiceError: 400.
+        """
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise _invalid(f"An HTTP/1.1 request has one Host header; this one has {hosts}.")
+        for name, value in self.headers:
+            if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise _invalid(f"Transfer-Encoding is chunked or absent here; this one is {value!r:.100}.")
+        if len(self._unanswered) >= self.requests_ahead:
+            message = f"More than {self.requests_ahead} requests were sent ahead of their answers."
+            raise ServiceError(message, status=429, code="too_many_requests_ahead")
+
     def _await_head(self) -> None:
         _stop(self._clock)
         self._clock = self.loop.call_later(self.head_seconds, self._give_up)
@@ -129,8 +169,15 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()  # closing would wait for it
 
     def _refuse(self, error: ServiceError) -> None:
-        """Answers without the application, which has not been asked, and ends the connection."""
+        """Answers without the application, which has not been asked, and ends the connection; after the answers to
+        what came before, as a client takes them in the order of its requests."""
         if self.transport.is_closing():
+            return
+        if len(self._unanswered) > self._in_body:
+            self._refused = error
+            return
+        if self._in_body and not self._unanswered:
+            self.transport.close()  # its request has had an answer, and needed no body for it
             return
         request_id = new_id()
         log.info("id=%s status=%d %s", request_id, error.status, error.message)
@@ -150,7 +197,11 @@ def _reason(error: Exception) -> ServiceError:
     for known in (error, error.__context__):
         if isinstance(known, ServiceError):
             return known
-    return ServiceError("The request is not valid HTTP/1.1.", code="invalid_http")
+    return _invalid("The request is not valid HTTP/1.1.")
+
+
+def _invalid(message: str) -> ServiceError:
+    return ServiceError(message, code="invalid_http")
 
 
 def _on_the_wire(response: Response) -> bytes:

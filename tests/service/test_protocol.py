@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from service.protocol import Protocol
 from service.settings import Settings
 
 from .fake_runtime import FakeRuntime
-from .running import Running, run_server
+from .running import Running, run_server, wait_until
 
 BODY = b'{"prompt": "a", "num_inference_steps": 1}'
 HEAD = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -61,8 +62,13 @@ def told(received: bytes) -> tuple[int, dict[str, Any]]:
     assert b"connection: close" in head
     error = json.loads(body)["error"]
     assert list(error) == ["message", "type", "param", "code"]
-    assert error["type"] == "invalid_request_error"
-    return int(head.split()[1]), error
+    assert error["type"] in {"invalid_request_error", "rate_limit_error"}
+    return int(head.removeprefix(b"HTTP/1.1 ").split()[0]), error
+
+
+def answers(connection: socket.socket) -> list[bytes]:
+    """All that come, each from its status on."""
+    return re.split(rb"HTTP/1\.1 (?=\d{3} )", rest_of(connection))[1:]
 
 
 def exchange(server: Running, sent: bytes) -> bytes:
@@ -86,12 +92,31 @@ def exchange(server: Running, sent: bytes) -> bytes:
         HEAD + LENGTH + b"Transfer-Encoding: chunked\r\n\r\n",
         HEAD + b"Transfer-Encoding: nonsense\r\n\r\n",
         HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+        b"GET /health/live HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ],
 )
 def test_what_is_no_http(server: Running, sent: bytes) -> None:
     status, error = told(exchange(server, sent))
     assert (status, error["code"]) == (400, "invalid_http")
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "has one Host header; this one has 0"),
+        (HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n", "b'gzip, chunked'"),
+    ],
+)
+def test_it_says_what_is_wrong(server: Running, sent: bytes, words: str) -> None:
+    assert words in told(exchange(server, sent))[1]["message"]
+
+
+def test_the_first_version_of_http_knew_no_host(server: Running) -> None:
+    assert exchange(server, b"GET /health/live HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
 def test_no_proxy(server: Running) -> None:
@@ -235,3 +260,67 @@ def test_requests_in_a_row_without_waiting(server: Running) -> None:
     received = exchange(server, (HEAD + LENGTH + b"\r\n" + BODY) * 3 + closing)
     assert received.count(b"HTTP/1.1 200 ") == 4
     assert received.rindex(b"HTTP/1.1") == received.index(b"HTTP/1.1", received.rindex(b"x-model-version"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"FOO / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["line", "head", "body"],
+)
+def test_what_is_wrong_is_told_after_the_answers_to_what_came_before(
+    settings: Settings, wrong: bytes
+) -> None:
+    runtime = FakeRuntime()
+    with run_server(settings, {"fake": runtime}) as slow, connect(slow) as connection:
+        runtime.gate.clear()
+        connection.sendall((HEAD + LENGTH + b"\r\n" + BODY) * 2 + wrong + ALIVE)
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(10)
+        runtime.gate.set()
+        *pictures, refused = answers(connection)
+    assert [picture[:4] for picture in pictures] == [b"200 ", b"200 "]
+    status, error = told(refused)
+    assert (status, error["code"]) == (400, "invalid_http")
+
+
+def test_a_body_that_goes_wrong_after_its_answer_gets_no_second_one(
+    settings: Settings, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.jsonl"
+    keys.write_text('{"name": "a", "sha256": "' + "0" * 64 + '"}\n')
+    locked = settings.model_copy(update={"api_keys": keys})
+    with run_server(locked, {"fake": FakeRuntime()}) as running, connect(running) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        received = connection.recv(1 << 16)
+        connection.sendall(b"zz\r\n")
+        received += rest_of(connection)
+    assert received.startswith(b"HTTP/1.1 401 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+def test_requests_are_sent_ahead_up_to_a_limit(settings: Settings) -> None:
+    runtime = FakeRuntime()
+    with run_server(settings, {"fake": runtime}) as slow, connect(slow) as connection:
+        runtime.gate.clear()
+        Timer(0.3, runtime.gate.set).start()
+        connection.sendall(HEAD + LENGTH + b"\r\n" + BODY + ALIVE * Protocol.requests_ahead)
+        *before, refused = answers(connection)
+    assert [answer[:4] for answer in before] == [b"200 "] * Protocol.requests_ahead
+    status, error = told(refused)
+    assert (status, error["code"]) == (429, "too_many_requests_ahead")
+
+
+def test_who_has_sent_several_requests_and_leaves_frees_the_one_at_work(settings: Settings) -> None:
+    long = BODY.replace(b": 1}", b": 4}")
+    with run_server(settings, {"fake": FakeRuntime(call_seconds=0.05)}) as slow:
+        with connect(slow) as connection:
+            connection.sendall((HEAD + LENGTH + b"\r\n" + long) * 3)
+            wait_until(lambda: slow.metric("fewstep_inflight_images") == 1)
+        wait_until(lambda: slow.metric("fewstep_cancelled_images_total") == 1)
+        assert slow.metric("fewstep_images_total") == slow.metric("fewstep_inflight_images") == 0
