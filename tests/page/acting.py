@@ -47,6 +47,12 @@ def draw(page: Page, pictures: int | None = None) -> Locator:
     return links
 
 
+def clear_history(page: Page) -> None:
+    """As there is no way back, it is asked twice."""
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="for good?").click()
+
+
 def content(page: Page, link: Locator) -> bytes:
     """Of the file that a link saves."""
     with page.expect_download() as download:

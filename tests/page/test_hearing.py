@@ -15,7 +15,7 @@ from tests.service.fake_runtime import FakeRuntime
 from tests.service.jobs.office import Office
 from tests.service.running import run_server, wait_until
 
-from .acting import PROMPT, draw, fill
+from .acting import PROMPT, clear_history, draw, fill
 from .conftest import Open
 from .test_accessibility import VIEWS
 from .test_jobs import submit
@@ -119,7 +119,7 @@ def test_drawing_is_heard_from_the_beginning_to_the_end(playground: Page) -> Non
         hears(playground, "Copied")
         expect(playground.get_by_role("button", name="Copy", exact=True)).to_be_visible()
         playground.evaluate("window.heard = []")
-    playground.get_by_role("button", name="Clear").click()
+    clear_history(playground)
     hears(playground, "History cleared")
     expect(focused(playground)).to_have_id("view")
 

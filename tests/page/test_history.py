@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from tests.e2e.conftest import Server
 
-from .acting import PROMPT, content, draw, fill, shown
+from .acting import PROMPT, clear_history, content, draw, fill, shown
 
 
 def test_the_history_outlives_the_page(playground: Page) -> None:
@@ -19,11 +19,24 @@ def test_the_history_outlives_the_page(playground: Page) -> None:
     playground.locator(".thumb").click()
     assert shown(playground) == {"prompt": PROMPT, "seed": "8", "n": "2", "format": "webp", "steps": "1"}
     assert content(playground, playground.locator("figure.card a[download]").first) == before
-    playground.get_by_role("button", name="Clear").click()
+    clear_history(playground)
     expect(playground.locator(".thumb")).to_have_count(0)
     playground.reload()
     expect(playground.get_by_role("button", name="Draw", exact=True)).to_be_visible()
     expect(playground.locator(".thumb")).to_have_count(0)
+
+
+def test_a_history_is_not_cleared_by_one_click(playground: Page) -> None:
+    fill(playground, prompt=PROMPT, steps=1, seed=8, n=1)
+    draw(playground, 1)
+    clear = playground.get_by_role("button", name="Clear")
+    clear.click()
+    expect(clear).to_have_text("Clear 1 run for good?")
+    expect(playground.locator(".thumb")).to_have_count(1)
+    playground.get_by_label("Prompt").focus()
+    expect(clear).to_have_text("Clear")
+    clear.click()
+    expect(playground.locator(".thumb")).to_have_count(1)
 
 
 def test_the_history_is_bounded(playground: Page) -> None:
@@ -57,7 +70,7 @@ def test_two_tabs_share_the_history_as_it_is(playground: Page) -> None:
         for each in (playground, other):
             expect(each.locator(".thumb")).to_have_count(count)
             expect(each.locator(".thumb").first).to_have_attribute("title", re.compile(f"seed {seed}$"))
-    playground.get_by_role("button", name="Clear").click()
+    clear_history(playground)
     for page in (playground, other):
         expect(page.locator(".thumb")).to_have_count(0)
         expect(page.get_by_role("region", name="History")).to_be_hidden()

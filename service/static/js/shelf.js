@@ -8,11 +8,24 @@ export class Shelf {
   constructor(onOpen) {
     Object.assign(this, { onOpen, urls: [] });
     this.list = h("ul", { class: "strip" });
-    const forget = h("button", { class: "ghost push", type: "button", onclick: () => this.#clear() }, "Clear");
-    this.root = h("section", { class: "shelf", hidden: true, "aria-label": "History" }, h("div", { class: "row" }, h("h2", {}, "History"), h("span", { class: "quiet small" }, "kept in this browser only"), forget), this.list);
+    this.button = h("button", { class: "ghost push", type: "button", onclick: () => this.#ask(), onblur: () => this.#mean(false) }, "Clear");
+    this.root = h("section", { class: "shelf", hidden: true, "aria-label": "History" }, h("div", { class: "row" }, h("h2", {}, "History"), h("span", { class: "quiet small" }, "kept in this browser only"), this.button), this.list);
+  }
+
+  // There is no way back, so that it takes a second click; whoever goes elsewhere has not meant it.
+  #ask() {
+    if (this.meant) return this.#clear();
+    this.#mean(true);
+    announce(this.button.textContent);
+  }
+
+  #mean(meant) {
+    this.meant = meant;
+    this.button.textContent = meant ? `Clear ${plural(this.list.children.length, "run")} for good?` : "Clear";
   }
 
   async #clear() {
+    this.#mean(false);
     await clear();
     await this.refresh();
     announce("History cleared");
