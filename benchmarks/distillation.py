@@ -35,7 +35,7 @@ from distill.shapes.architectures import new_transformer
 from distill.trainer import FAKE, Trainer, _attention
 
 RECIPES = ("shapes-sana", "shapes-sd3", "shapes-flux")
-WAYS = ("loop", "straightforward", "checkpointing", "accumulation")
+WAYS = ("loop", "straightforward", "compiled", "checkpointing", "accumulation")
 IN_PARTS = {"accumulation": 2}
 PUBLISHED = {"ema": None, "keep": None}  # the published run keeps no average of the weights
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -165,6 +165,7 @@ def times(name: str, batch: int, rounds: int) -> dict[str, Any]:
     trainer = new_trainer(_recipe(name, batch))
     frugal = new_trainer(_recipe(name, batch, activation_checkpointing=True))
     parts = new_trainer(_recipe(name, batch, **IN_PARTS))
+    compiled = new_trainer(_recipe(name, batch, compile=True))
     plain = Straightforward(new_trainer(_recipe(name, batch)))
     passes = Passes(trainer).calls()
     found: dict[str, list[list[float]]] = {}
@@ -176,6 +177,7 @@ def times(name: str, batch: int, rounds: int) -> dict[str, Any]:
             ways = {
                 "loop": partial(iterate, trainer, k),
                 "straightforward": partial(plain.iterate, k),
+                "compiled": partial(iterate, compiled, k),
                 "checkpointing": partial(iterate, frugal, k),
                 "accumulation": partial(iterate, parts, k),
             }
@@ -266,12 +268,13 @@ def average(measured: dict[str, Any]) -> dict[str, float]:
 
 def _report(results: dict[str, Any]) -> str:
     lines = [f"{results['machine']}, batch {results['batch']}, medians of {results['rounds']} rounds\n"]
-    head = ["CPU s of an iteration", "k", "passes", *WAYS, "loop / passes", "iterations/s, ratio"]
+    head = ["CPU s of an iteration", "k", "passes", *WAYS, "loop / passes", "iterations/s, ratio", "compiled"]
     rows = []
     for name, measured in results["time"].items():
         for k, one in [*ratios(measured).items(), ("mean", average(measured))]:
             cells = [f"{one[what]:.3f}" for what in ("passes", *WAYS)]
-            against = f"{one['loop'] / one['passes']:.3f}", f"{one['straightforward'] / one['loop']:.2f}"
+            faster = (f"{one['straightforward'] / one[way]:.2f}" for way in ("loop", "compiled"))
+            against = f"{one['loop'] / one['passes']:.3f}", *faster
             rows.append([name, str(k), *cells, *against])
     lines.append(markdown(head, rows) + "\n")
     head, rows = ["MB", "implementation", "at rest", "peak", "peak, of the straightforward"], []
@@ -290,8 +293,8 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     bars = [average(results["time"][name]) for name in names]
     for number, what in enumerate(("passes", *WAYS)):
         heights = [bar[what] / bar["passes"] for bar in bars]
-        left.bar([place + 0.17 * number for place in range(len(names))], heights, 0.16, label=what)
-    left.set_xticks([place + 0.34 for place in range(len(names))], names)
+        left.bar([place + 0.14 * number for place in range(len(names))], heights, 0.13, label=what)
+    left.set_xticks([place + 0.35 for place in range(len(names))], names)
     left.set_ylabel("CPU time of an iteration / its passes")
     left.axhline(1.15, color="grey", linewidth=0.8, linestyle="--")
     names = list(results["memory"])

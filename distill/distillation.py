@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .compiling import check_compiler
 from .data import Latents, load_latents
 from .errors import DistillError, RunFailed
 from .evaluation import evaluate
@@ -43,6 +44,8 @@ def distill(
     prompts = load_prompts(recipe.prompts)  # first, for a teacher may have to be fetched
     loaded_on = "cpu" if recipe.parallel == "fsdp" else device
     _check_memory(recipe, device, ranks)
+    if recipe.compile:
+        check_compiler(device)
     teacher = load_pipeline(recipe.teacher, loaded_on, recipe.text, recipe.time_scale)
     start = _start(recipe.init, teacher) if recipe.init else None
     data = _real_images(recipe.data, recipe, teacher, ranks) if recipe.data else None

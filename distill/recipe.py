@@ -96,6 +96,9 @@ class Recipe(Strict):
     weights, so that one copy of these is in memory instead of three. Default: all weights are trained."""
     activation_checkpointing: bool = False
     """Activations of all three networks are computed again in the backward pass instead of kept."""
+    compile: bool = False
+    """The blocks of all three networks go through `torch.compile`: minutes at the start, then less time for each
+    iteration, and other rounding. Needs a C++ compiler on a CPU, Triton on a GPU."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several ranks: every network whole on each, or sharded over them (FSDP2)."""
     embedding_cache: bool | str = False
@@ -148,8 +151,8 @@ class Recipe(Strict):
 
     @property
     def digest(self) -> str:
-        """Of everything but where latents are kept."""
-        content = self.model_dump_json(exclude={"data": {"cache"}, "max_minutes": True})
+        """Of all that says what is trained, and not where latents are kept, how long and how fast."""
+        content = self.model_dump_json(exclude={"data": {"cache"}, "max_minutes": True, "compile": True})
         return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import adversarial, flow, sid
 from .adversarial import Critic
+from .compiling import compile_blocks
 from .data import Latents
 from .errors import RunFailed
 from .families import Conditioning, repeat
@@ -95,6 +96,9 @@ class Trainer:
         place = partial(self.ranks.place, recipe=recipe, device=self.device or teacher.device)
         self.state = new_state(recipe, teacher.transformer, self.start, teacher.family.adapted, place)
         place(teacher.transformer)
+        if recipe.compile:
+            for network in (teacher.transformer, self.state.fake, self.state.generator):
+                compile_blocks(network)
         if self.device is not None:
             teacher.join_transformer()
         self.embeddings = self.run.embeddings(teacher) if recipe.embedding_cache else None
