@@ -134,7 +134,7 @@ def test_the_report_names_recipe_and_ratio() -> None:
         "memory": memory,
     }
     text = distillation._report(results)
-    assert "| shapes-x | 1 | 2.000 | 4.000 | 5.000 | 5.000 | 5.000 | 2.000 | 1.25 |" in text
+    assert "| shapes-x | 1 | 2.000 | 4.000 | 5.000 | 5.000 | 5.000 | 5.000 | 2.000 | 1.25 | 1.00 |" in text
     assert "| shapes-x | loop | 1 | 3 | 0.75 |" in text
 
 
