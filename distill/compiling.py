@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sysconfig
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -45,3 +48,5 @@ def check_compiler(device: str) -> None:
         raise DistillError(
             "recipe: compile: no C++ compiler is there; install g++, or name one in CXX"
         ) from None
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        raise DistillError("recipe: compile: Python's headers are missing; on Debian they are in python3-dev")

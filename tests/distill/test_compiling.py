@@ -36,10 +36,10 @@ def test_blocks_are_compiled_and_nothing_else(name: str) -> None:
 
 
 @pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+def no_compiler() -> Iterator[None]:
     cpp_builder.cpp_compiler_search.cache_clear()
-    yield
+    with config.patch("cpp.cxx", ("no-such-compiler",)):
+        yield
     cpp_builder.cpp_compiler_search.cache_clear()
 
 
@@ -48,6 +48,21 @@ def test_without_a_compiler_nothing_is_begun(recipe: Recipes, tmp_path: Path) ->
     with pytest.raises(DistillError, match=r"compile: no C\+\+ compiler is there; install g\+\+"):
         distill(recipe(compile=True), tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_without_the_headers_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(DistillError, match="compile: Python's headers are missing.* python3-dev"):
+        check_compiler("cpu")
+
+
+def missing() -> str:
+    """What this machine has not, to compile with."""
+    try:
+        check_compiler("cpu")
+    except DistillError as error:
+        return str(error)
+    return ""
 
 
 def test_a_gpu_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +76,7 @@ def test_a_run_may_be_compiled_or_not_as_it_goes_on(recipe: Recipes) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(bool(missing()), reason=missing())
 def test_compiled_blocks_train_as_they_are(recipe: Recipes, tmp_path: Path) -> None:
     """The same losses but for rounding; and a run that was stopped goes on without, from weights of the same names."""
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"
