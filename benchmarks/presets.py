@@ -25,10 +25,12 @@ from distill.metrics.tables import cell, markdown, summary
 from fewstep.models import Images, open_model
 
 SHORT = ("iterations=120", "quality=null", "samples_every=120")
-TEACHER_ONLY = ("guidance=teacher-only", "guidance.teacher=1.5")
-NONE = ("guidance=teacher-only", "guidance.teacher=1")
 NO_INPUT = ("guidance.teacher_embed=1",)  # FLUX's guidance is an input of its network: with 1 it has none
 NO_IMAGES = ("adversarial.weight=0", "adversarial.discriminator_weight=0")
+
+
+def teacher_only(scale: float) -> tuple[str, ...]:
+    return "guidance=teacher-only", f"guidance.teacher={scale}"
 
 
 def all_alike(scale: float) -> tuple[str, ...]:
@@ -39,6 +41,7 @@ def all_alike(scale: float) -> tuple[str, ...]:
     )
 
 
+TEACHER_ONLY, NONE = teacher_only(1.5), teacher_only(1)
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "teacher-only, 1.5": ("shapes-sana", TEACHER_ONLY),
     "lsg, 1.5": ("shapes-sana", all_alike(1.5)),
@@ -50,7 +53,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "its control": ("shapes-sana-sida", (*TEACHER_ONLY, *NO_IMAGES)),
     "data-aided, zero-cfg": ("shapes-sana-sida", ("guidance=zero-cfg",)),
     "data-aided, anti-cfg": ("shapes-sana-sida", ("guidance=anti-cfg",)),
-    "SD3, teacher-only, 1.25": ("shapes-sd3", ("guidance=teacher-only", "guidance.teacher=1.25")),
+    "SD3, teacher-only, 1.25": ("shapes-sd3", teacher_only(1.25)),
     "SD3, lsg, 1.25": ("shapes-sd3", all_alike(1.25)),
     "SD3, zero-cfg": ("shapes-sd3", ("guidance=zero-cfg",)),
     "SD3, anti-cfg": ("shapes-sd3", ("guidance=anti-cfg",)),

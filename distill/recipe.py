@@ -98,7 +98,7 @@ class Recipe(Strict):
     """Activations of all three networks are computed again in the backward pass instead of kept."""
     compile: bool = False
     """The blocks of all three networks go through `torch.compile`: minutes at the start, then less time for each
-    iteration, and other rounding. Needs a C++ compiler on a CPU, Triton on a GPU."""
+    iteration, and other rounding. Needs a C++ compiler and Python's headers, on a GPU Triton besides."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """With several ranks: every network whole on each, or sharded over them (FSDP2)."""
     embedding_cache: bool | str = False

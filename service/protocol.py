@@ -76,6 +76,7 @@ class Protocol(HttpToolsProtocol):
         _stop(self._clock)
         self._check_size(len(self.url) + sum(len(name) + len(value) for name, value in self.headers))
         self._check_headers()
+        self._check_ahead()
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before:
@@ -143,6 +144,12 @@ class Protocol(HttpToolsProtocol):
         for name, value in self.headers:
             if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 raise _invalid(f"Transfer-Encoding is chunked or absent here; this one is {value!r:.100}.")
+
+    def _check_ahead(self) -> None:
+        """
+        Raises:
+            ServiceError: 429, so many before it wait for their answers that memory would not be bounded.
+        """
         if len(self._unanswered) >= self.requests_ahead:
             message = f"More than {self.requests_ahead} requests were sent ahead of their answers."
             raise ServiceError(message, status=429, code="too_many_requests_ahead")

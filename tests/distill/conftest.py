@@ -22,8 +22,11 @@ TINY: dict[str, Any] = {
 }
 
 
+Recipes = Callable[..., Recipe]
+
+
 @pytest.fixture
-def recipe(tiny_teacher: Path) -> Callable[..., Recipe]:
+def recipe(tiny_teacher: Path) -> Recipes:
     """A recipe for the tiny teacher, four iterations long, with changes."""
     return lambda **changes: Recipe.model_validate({"teacher": str(tiny_teacher), **TINY, **changes})
 

@@ -25,10 +25,9 @@ from distill.state import State, follow, new_state
 from distill.student import new_spec
 from distill.trainer import Trainer, select
 
-from .conftest import TINY, losses
+from .conftest import TINY, Recipes, losses
 from .states import part_of
 
-Recipes = Callable[..., Recipe]
 Tiny = Callable[[str], Path]
 LORA = {"adapter": {"rank": 4}, "optimizer": {"lr_generator": 1e-2, "lr_fake": 1e-2}}
 FAMILIES = pytest.mark.parametrize("name", ["sana", "sd3.5", "flux"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,9 @@ from distill.compiling import check_compiler, compile_blocks
 from distill.distillation import distill
 from distill.errors import DistillError
 from distill.pipeline import load_pipeline
-from distill.recipe import Recipe
 
-from .conftest import losses
+from .conftest import Recipes, losses
 from .test_trainer import stop_after
-
-Recipes = Callable[..., Recipe]
 
 
 @pytest.mark.parametrize("name", ["shapes-sana", "shapes-sd3", "shapes-flux"])
@@ -50,7 +47,7 @@ def test_without_a_compiler_nothing_is_begun(recipe: Recipes, tmp_path: Path) ->
     assert not (tmp_path / "s").exists()
 
 
-def test_without_the_headers_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_it_takes_the_headers_of_python_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     with pytest.raises(DistillError, match="compile: Python's headers are missing.* python3-dev"):
         check_compiler("cpu")

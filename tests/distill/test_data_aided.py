@@ -23,12 +23,11 @@ from distill.run import Run
 from distill.student import new_spec, save_student
 from distill.trainer import FAKE, GENERATOR, Trainer
 
-from .conftest import events
+from .conftest import Recipes, events
 from .states import part_of, tensors
 from .test_roles import recipe_for
 from .test_trainer import same, snapshot, stop_after
 
-Recipes = Callable[..., Recipe]
 Tiny = Callable[[str], Path]
 
 FAST = {"optimizer": {"lr_generator": 1e-3, "lr_fake": 1e-3, "schedule": "cosine"}, "save_dtype": "float32"}

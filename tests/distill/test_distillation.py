@@ -27,10 +27,9 @@ from distill.spec import GeneratorSpec
 from distill.student import new_spec
 from distill.trainer import Trainer
 
-from .conftest import TINY, events
+from .conftest import TINY, Recipes, events
 from .states import part_of
 
-Recipes = Callable[..., Recipe]
 FAST = {"optimizer": {"lr_generator": 1e-2, "lr_fake": 1e-2}, "save_dtype": "float32"}
 
 

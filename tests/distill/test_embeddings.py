@@ -18,12 +18,11 @@ from distill.embeddings import AT_ONCE, EmbeddingCache
 from distill.errors import Interrupted
 from distill.parallel import ALONE, Ranks
 from distill.pipeline import Pipeline, load_pipeline
-from distill.recipe import Recipe, Text
+from distill.recipe import Text
 
-from .conftest import losses
+from .conftest import Recipes, losses
 
 Tiny = Callable[[str], Path]
-Recipes = Callable[..., Recipe]
 PROMPTS = ["a red circle", "a blue star", "ein Kreis, größer", "a red circle"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,7 @@ from distill.pipeline import load_pipeline
 from distill.recipe import Recipe
 from distill.trainer import Trainer
 
-from .conftest import events
-
-Recipes = Callable[..., Recipe]
+from .conftest import Recipes, events
 
 
 def test_parts_of_one_image_have_a_spread_together(recipe: Recipes, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,8 @@ from distill.state import follow, new_state
 from distill.student import new_spec
 from distill.trainer import Trainer
 
-from .conftest import events, losses
+from .conftest import Recipes, events, losses
 from .states import tensors
-
-Recipes = Callable[..., Recipe]
 
 
 def trainer_of(recipe: Recipe, out: Path) -> Trainer:
